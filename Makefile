@@ -1,0 +1,59 @@
+# `make` lists the targets. Every target that needs the environment creates it first.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+TYPECHECK := build/typecheck
+
+.PHONY: help env demo test test-fast lint format bench wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## create or update .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## run the demonstration
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest -q
+
+test-fast: $(STAMP) ## run the tests that take no more than a few seconds each
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# Types are checked on the unpacked wheel, as mypy does not follow [tool.setuptools.package-dir] in a checkout;
+# it runs inside that folder, so that it sees neither the checkout nor the editable install.
+lint: $(STAMP) ## check style, formatting, the wheel's contents and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/lib build/bdist.* build/wheel $(TYPECHECK)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	@$(BIN)/python -m zipfile -e build/wheel/rayds-*.whl $(TYPECHECK)
+	@diff <(find rayds formats ops launchers -name '*.py' -o -name py.typed | sed 's,^rayds/,,' | sort) \
+	      <(cd $(TYPECHECK)/rayds && find . -name '*.py' -o -name py.typed | sed 's,^\./,,' | sort) \
+	  || { echo 'the wheel (>) and the checkout (<) differ: see packages in pyproject.toml' >&2; exit 1; }
+	cd $(TYPECHECK) && MYPYPATH=$(CURDIR)/$(TYPECHECK) $(CURDIR)/$(BIN)/mypy --strict \
+	  --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p rayds
+
+format: $(STAMP) ## fix style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## run the benchmarks
+	$(BIN)/python -m benchmarks.run
+
+wheel: $(STAMP) ## build dist/rayds-*.whl, which cluster.yaml installs
+	@rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
+clean: ## remove builds, caches and outputs; the environment stays
+	rm -rf build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

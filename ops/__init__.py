@@ -1,0 +1,1 @@
+"""The built-in ops of rayds; found by entry points, imported when used."""

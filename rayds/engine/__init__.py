@@ -1,0 +1,1 @@
+"""Engines: what runs stages over blocks, in this process (local) or on Ray."""

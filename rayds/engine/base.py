@@ -1,0 +1,146 @@
+"""The six primitives that everything is written on, whatever runs them.
+
+Blocks are item tables in flight; an engine's handle on them is opaque and may be used many times (it is a
+recipe, not data). Every primitive keeps the order of items, except ``by_key``. Rows whose error column is
+set pass every stage untouched; ``iterate``, ``fold`` and ``write`` meet them at the end.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import pyarrow as pa
+
+from rayds.schema import ERROR_COLUMN, split_errors
+
+Block = pa.Table
+Stage = Callable[[Block], Block]
+Blocks = Any  # an engine's own handle
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a block stands in the stream: its running number, and the sums of `count` over all blocks before."""
+
+    index: int
+    offsets: Mapping[str, int] = field(default_factory=dict)
+
+
+class Writer(Protocol):
+    """What `Engine.write` drives. Picklable.
+
+    rows: every block but the last must have exactly so many rows, or None for any; needs_offsets: whether
+    `count` and the offsets of Position are needed (on a cluster that costs a pass over the blocks first).
+    """
+
+    rows: int | None
+    needs_offsets: bool
+
+    def count(self, block: Block) -> dict[str, int]:
+        """What the block adds to the offsets of later blocks."""
+        ...
+
+    def write(self, block: Block, position: Position) -> Any:
+        """Write the block; may run again for the same position after a failure. Returns something small."""
+        ...
+
+
+class Engine(ABC):
+    """Runs stages over blocks."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def source(self, shards: Sequence[T], read: Callable[[T], Iterable[Block]]) -> Blocks:
+        """The blocks that `read` yields for each shard, in order."""
+
+    @abstractmethod
+    def map(self, blocks: Blocks, fn: Stage) -> Blocks:
+        """fn over every block; it sees no error rows."""
+
+    @abstractmethod
+    def map_stateful(
+        self,
+        blocks: Blocks,
+        factory: Callable[[], Stage],
+        *,
+        batch_rows: int | None = None,
+        workers: int = 1,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+    ) -> Blocks:
+        """Like map with the stage that `factory` makes once a worker (a loaded model), fed `batch_rows` at a time."""
+
+    @abstractmethod
+    def by_key(
+        self, blocks: Blocks, keys: Sequence[str], fn: Stage, partitions: int | None = None
+    ) -> Blocks:
+        """fn over blocks in which all rows of a key stand together, keys ascending, rows of a key in source order.
+
+        keys: names of string or integer columns. A call may see several keys; the order of calls is not defined.
+        """
+
+    @abstractmethod
+    def fold(self, blocks: Blocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]) -> T | None:
+        """map_fn over every block (error rows included), results merged in order; None for no blocks.
+
+        For equal answers on every engine merge_fn must be associative exactly: integers, sets, sorted lists.
+        """
+
+    @abstractmethod
+    def write(
+        self, blocks: Blocks, writer: Writer, progress: Callable[[int], None] | None = None
+    ) -> list[Any]:
+        """writer.write over every block; its results in block order. progress is told rows done, now and then."""
+
+    @abstractmethod
+    def iterate(self, blocks: Blocks) -> Iterator[Block]:
+        """The blocks, in order, error rows included."""
+
+    @abstractmethod
+    def rechunk(self, blocks: Blocks, rows: int) -> Blocks:
+        """The same rows in blocks of exactly `rows` rows (the last may be smaller)."""
+
+
+def guarded(fn: Stage) -> Stage:
+    """A stage that lets error rows pass `fn` untouched."""
+
+    def run(block: Block) -> Block:
+        if ERROR_COLUMN not in block.schema.names:
+            return fn(block)
+        good, bad = split_errors(block)
+        out = fn(good)
+        if ERROR_COLUMN not in out.schema.names:
+            out = out.append_column(ERROR_COLUMN, pa.nulls(out.num_rows, pa.string()))
+        return out if bad is None else pa.concat_tables([out, bad])
+
+    return run
+
+
+def rechunked(blocks: Iterable[Block], rows: int) -> Iterator[Block]:
+    """The rows of blocks in blocks of exactly `rows` rows, the last may be smaller; one chunk each."""
+    held: list[Block] = []
+    have = 0
+    for block in blocks:
+        while block.num_rows:
+            take = min(rows - have, block.num_rows)
+            held.append(block.slice(0, take))
+            have += take
+            block = block.slice(take)
+            if have == rows:
+                yield pa.concat_tables(held).combine_chunks()
+                held, have = [], 0
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def add_counts(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+    """The sums of two counts, name by name."""
+    out = dict(a)
+    for name, n in b.items():
+        out[name] = out.get(name, 0) + n
+    return out

@@ -1,0 +1,337 @@
+"""The format plug-in kind: what a class must say and do to be read and written by rayds.
+
+``Format`` works on item tables (for formats whose speed matters); ``ItemFormat`` on DatasetItems.
+Instances hold no state: everything that a call needs is in its arguments, which are sent to workers.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from abc import ABC
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayds.categories import Categories
+from rayds.engine.base import Position
+from rayds.errors import DataError, FormatError, OnError
+from rayds.item import DatasetItem, from_table, to_table
+from rayds.options import Options, SaveMedia
+from rayds.schema import (
+    DEFAULT_SUBSET,
+    ERROR_COLUMN,
+    ITEM_SCHEMA,
+    AnnotationType,
+    empty_table,
+    media_field,
+    single_chunk,
+)
+from rayds.storage import Listing, Storage
+
+T = TypeVar("T")
+
+BLOCK_ROWS = 4096
+Ids = Literal["unique", "none", "unknown"]
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure a format is that a path holds a dataset of its kind; 0 = it does not, 100 = certain.
+
+    reason: what was seen, or what is missing: shown by `rayds detect`.
+    """
+
+    score: int
+    reason: str
+
+    @classmethod
+    def no(cls, reason: str) -> Confidence:
+        """The path is not a dataset of this format, because ..."""
+        return cls(0, reason)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an output format can hold. The loss report counts everything else.
+
+    annotations: types. attributes, item_attributes: all (True), none (False) or the named ones.
+    ids, groups, z_order: of annotations. unlabeled: annotations without a label. subsets: any (True), none
+    (False: all items become one list) or the named ones. media: kinds of MEDIA_TYPE.
+    needs_size: image sizes are read from the files where they are not known, before `write` is called.
+    """
+
+    annotations: frozenset[AnnotationType] = frozenset()
+    attributes: bool | frozenset[str] = False
+    item_attributes: bool | frozenset[str] = False
+    ids: bool = False
+    groups: bool = False
+    z_order: bool = False
+    unlabeled: bool = True
+    subsets: bool | frozenset[str] = True
+    media: frozenset[str] = frozenset({"image"})
+    needs_size: bool = False
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one read task reads. data: whatever the format's `read` needs, small and picklable."""
+
+    name: str
+    data: Any
+    size: int | None = None  # bytes
+
+
+@dataclass
+class Plan:
+    """What `Format.plan` found: categories, and the shards in the order of the items.
+
+    ids: whether annotation ids are unique in each subset ("unique"), all 0 ("none") or not known.
+    infos: facts about the whole dataset for the same format's writer, {family: JSON-like}.
+    """
+
+    categories: Categories
+    shards: list[Shard]
+    ids: Ids = "unknown"
+    infos: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PlanContext:
+    """options: the format's ReadOptions. fold(inputs, map_fn, merge_fn): work on many files as engine tasks."""
+
+    options: Any
+    on_error: OnError = OnError.RAISE
+    fold: Callable[[Sequence[Any], Callable[[Any], Any], Callable[[Any, Any], Any]], Any] = lambda i, m, r: (
+        _plain_fold(i, m, r)
+    )
+
+
+def _plain_fold(inputs: Sequence[Any], map_fn: Callable[[Any], T], merge_fn: Callable[[T, T], T]) -> T | None:
+    result: T | None = None
+    for i, value in enumerate(inputs):
+        result = map_fn(value) if i == 0 else merge_fn(result, map_fn(value))  # type: ignore[arg-type]
+    return result
+
+
+@dataclass
+class ReadContext:
+    """What `Format.read` gets besides the shard.
+
+    root: the dataset's folder. workers: threads that the reader may use itself. bad(): report a bad item;
+    under the policy raise it raises, otherwise the reader leaves the item out and goes on.
+    """
+
+    root: Storage
+    options: Any
+    categories: Categories
+    on_error: OnError = OnError.RAISE
+    workers: int = 1
+    block_rows: int = BLOCK_ROWS
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+    def bad(self, error: DataError, subset: str = DEFAULT_SUBSET) -> None:
+        """Report a bad item (error.item names it) or part of one."""
+        if self.on_error is OnError.RAISE:
+            raise error
+        self.errors.append({"subset": subset, **error.record()})
+
+    @contextmanager
+    def guard(self, *, file: str | None = None, item: str | None = None, subset: str = DEFAULT_SUBSET) -> Iterator[None]:
+        """Turn what goes wrong inside into a report of a bad item that names file and item."""
+        try:
+            yield
+        except DataError as e:
+            error = DataError(e.reason, file=e.file or file, item=e.item or item, place=e.place, remedy=e.remedy)
+            error.__cause__ = e.__cause__
+            self.bad(error, subset)
+        except FileNotFoundError as e:
+            self.bad(DataError(f"a file is missing: {e.filename or e}", file=file, item=item), subset)
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError) as e:
+            what = f"the key {e} is missing" if isinstance(e, KeyError) else str(e)
+            self.bad(DataError(what, file=file, item=item), subset)
+
+
+@dataclass
+class WriteContext:
+    """What `Format.write` and `finish` get besides the items.
+
+    out: the staging folder. ids: see Plan. infos: the source's facts about the whole dataset. subsets: the names
+    that occur, when known. lose(): report what was left out. bad(): report an item that can't be written.
+    """
+
+    out: Storage
+    options: Any
+    categories: Categories
+    ids: Ids = "unknown"
+    infos: dict[str, Any] = field(default_factory=dict)
+    source_format: str | None = None
+    on_error: OnError = OnError.RAISE
+    state: dict[str, Any] = field(default_factory=dict)  # set by Format.prepare
+    losses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+    def lose(self, kind: str, n: int, example: str = "") -> None:
+        """Count n things of a kind that the output can't hold; example: one of them."""
+        if n:
+            had = self.losses.get(kind)
+            self.losses[kind] = (n + (had[0] if had else 0), had[1] if had else example)
+
+    def bad(self, error: DataError, subset: str = DEFAULT_SUBSET) -> None:
+        """Report an item that can't be written; raises under the policy raise, else leave the item out."""
+        if self.on_error is OnError.RAISE:
+            raise error
+        self.errors.append({"subset": subset, **error.record()})
+
+
+class Format(ABC):
+    """Base of formats that read and write item tables.
+
+    name: what the user types. title: one line for `rayds formats`. family: key of `extra` and `infos`, shared
+    by task variants (coco, coco_instances, ...). holds: None for a format that can't be written; reads: False
+    for one that can't be read. default_ext: extension of images whose source has none.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    family: ClassVar[str]
+    holds: ClassVar[Capabilities | None] = None
+    reads: ClassVar[bool] = True
+    default_ext: ClassVar[str] = ".jpg"
+    block_rows: ClassVar[int | None] = None  # write blocks of exactly so many items
+    needs_offsets: ClassVar[bool] = False  # whether `write` uses Position.offsets
+
+    @dataclass(frozen=True)
+    class ReadOptions(Options):
+        """Options of the reader."""
+
+    @dataclass(frozen=True)
+    class WriteOptions(SaveMedia):
+        """Options of the writer."""
+
+    # reading
+
+    def detect(self, files: Listing) -> Confidence:
+        """How sure this is the format of a path; looks at names and the heads of few files only."""
+        return Confidence.no("this format can't be detected; name it")
+
+    def plan(self, files: Listing, ctx: PlanContext) -> Plan:
+        """Categories and shards, on the driver. Raises DataError or FormatError when there is no such dataset."""
+        raise FormatError(f"the format {self.name!r} can't be read")
+
+    def root(self, files: Listing) -> Storage:
+        """The folder that `read` gets as ctx.root."""
+        return files.root
+
+    def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
+        """The item tables of a shard, in order, of about ctx.block_rows rows each."""
+        raise NotImplementedError
+
+    # writing
+
+    def capabilities(self, options: Any) -> Capabilities:
+        """What the output holds with these options."""
+        if self.holds is None:
+            raise FormatError(f"the format {self.name!r} can't be written")
+        return self.holds
+
+    def prepare(self, ctx: WriteContext) -> None:
+        """Check options and categories before anything is written; may set ctx.state (small, picklable)."""
+
+    def count(self, block: pa.Table, ctx: WriteContext) -> dict[str, int]:
+        """What the block adds to the offsets of later blocks, when needs_offsets."""
+        return {}
+
+    def media_folder(self, subset: str, ctx: WriteContext) -> str:
+        """The folder of a subset's images, relative to the output."""
+        return ""
+
+    def media_names(self, block: pa.Table, ctx: WriteContext) -> pa.Array:
+        """The path of each item's image relative to the output: folder of its subset / id + extension."""
+        subsets = single_chunk(block, "subset").dictionary_encode()
+        folders = pa.array([self.media_folder(s, ctx) for s in subsets.dictionary.to_pylist()], pa.string())
+        folders = folders.take(subsets.indices)
+        prefix = pc.if_else(pc.equal(folders, ""), "", pc.binary_join_element_wise(folders, "", "/"))
+        return pc.binary_join_element_wise(prefix, self.file_names(block, ctx), "")
+
+    def file_names(self, block: pa.Table, ctx: WriteContext) -> pa.Array:
+        """The file name of each item's image: id + extension (may hold folders, as ids do)."""
+        return pc.binary_join_element_wise(single_chunk(block, "id"), self.extensions(block, ctx), "")
+
+    def extensions(self, block: pa.Table, ctx: WriteContext) -> pa.Array:
+        """The extension that each item's image gets: --image-ext, the source's, or the format's own."""
+        if ctx.options.image_ext:
+            ext = ctx.options.image_ext
+            return pa.repeat(ext if ext.startswith(".") else f".{ext}", block.num_rows)
+        found = pc.struct_field(
+            pc.extract_regex(media_field(block, "path"), r"(?P<ext>\.[A-Za-z0-9]{1,5})$"), "ext"
+        )
+        return pc.coalesce(found, media_field(block, "encoding"), pa.scalar(self.default_ext))
+
+    def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> Any:
+        """Write a block; returns a small picklable fragment. Names of files must follow from `position`."""
+        raise NotImplementedError
+
+    def finish(self, fragments: Sequence[Any], ctx: WriteContext) -> None:
+        """Join the fragments (in item order) into the dataset's final files, on the driver."""
+
+
+class ItemFormat(Format):
+    """Base of formats that read and write DatasetItems, where rarity or pixels outweigh a Python loop."""
+
+    def read_items(self, shard: Shard, ctx: ReadContext) -> Iterator[DatasetItem]:
+        """The items of a shard, in order."""
+        raise NotImplementedError
+
+    def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
+        held: list[DatasetItem] = []
+        for item in self.read_items(shard, ctx):
+            held.append(item)
+            if len(held) >= min(ctx.block_rows, 1024):
+                yield to_table(held)
+                held = []
+        if held:
+            yield to_table(held)
+
+    def write_items(self, items: Iterable[DatasetItem], position: Position, ctx: WriteContext) -> Any:
+        """Write some items; returns a small picklable fragment."""
+        raise NotImplementedError
+
+    def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> Any:
+        return self.write_items(from_table(block), position, ctx)
+
+
+def read_shard(fmt: Format, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
+    """The item tables of a shard; under skip and quarantine with the error column and a row for each bad item."""
+    ctx = ReadContext(ctx.root, ctx.options, ctx.categories, ctx.on_error, ctx.workers, ctx.block_rows)
+    if ctx.on_error is OnError.RAISE:
+        yield from fmt.read(shard, ctx)
+        return
+    try:
+        for table in fmt.read(shard, ctx):
+            yield with_errors(table, ctx.errors)
+            ctx.errors.clear()
+    except DataError as e:  # the shard itself is bad: what was read of it stands
+        ctx.errors.append({"subset": DEFAULT_SUBSET, **e.record()})
+    if ctx.errors:
+        yield with_errors(empty_table(), ctx.errors)
+
+
+def with_errors(table: pa.Table, errors: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The table with the error column, and one row more for every error."""
+    good = table.append_column(ERROR_COLUMN, pa.nulls(table.num_rows, pa.string()))
+    if not errors:
+        return good
+    bad = pa.Table.from_pylist(
+        [{"id": e.get("item") or "", "subset": e["subset"]} for e in errors], schema=ITEM_SCHEMA
+    )
+    return pa.concat_tables([good, bad.append_column(ERROR_COLUMN, pa.array([json.dumps(e) for e in errors]))])
+
+
+def item_id(file_name: str) -> str:
+    """The id of an item from the relative name of its image: without extension, "/" between folders."""
+    return posixpath.splitext(file_name.replace("\\", "/"))[0]

@@ -1,0 +1,318 @@
+"""Images and point clouds: locate, probe (header only), decode, encode, copy.
+
+No function here reads pixels unless its name says so. Arrays are OpenCV's: (H, W) or (H, W, C), BGR or
+BGRA, in the depth of the file (uint8 or uint16, float32 for HDR formats).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rayds.errors import DataError
+from rayds.storage import Storage, is_url, read_url
+
+Pixels = npt.NDArray[Any]
+
+IMAGE_EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jp2 .png .bmp .dib .tif .tiff .tga .webp .pfm .sr .ras .exr .hdr .pic .pbm .pgm .ppm .pxm .pnm".split()
+)
+MAX_PIXELS = int(os.environ.get("RAYDS_MAX_PIXELS", 512 << 20))  # a decompression bomb guard
+PROBE_BYTES = 64 << 10
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the extension of an image."""
+    return posixpath.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def same_encoding(a: str, b: str) -> bool:
+    """Whether two file extensions name one encoding (".jpg" and ".JPEG" do)."""
+    alike = {".jpeg": ".jpg", ".jpe": ".jpg", ".tiff": ".tif", ".dib": ".bmp"}
+    a, b = a.lower(), b.lower()
+    return alike.get(a, a) == alike.get(b, b)
+
+
+class Media:
+    """Base of Image and PointCloud."""
+
+    kind: ClassVar[str]
+
+    def to_row(self) -> dict[str, Any]:
+        """The media as a dict of the columns of MEDIA_TYPE."""
+        raise NotImplementedError
+
+    @staticmethod
+    def from_row(row: dict[str, Any]) -> Media:
+        """The inverse of to_row."""
+        if row["kind"] == PointCloud.kind:
+            return PointCloud(row["path"] or "", related=list(row["related"] or ()))
+        size = (row["height"], row["width"]) if row["height"] is not None else None
+        return Image(path=row["path"] or "", data=row["data"], size=size, encoding=row["encoding"])
+
+
+@dataclass(eq=False)
+class Image(Media):
+    """An image: by path or URL, by encoded bytes, by an array (H, W[, C] BGR) or by a callable that returns one.
+
+    size: (height, width) in pixels where known; read from the header when asked and not known.
+    """
+
+    kind = "image"
+
+    path: str = ""
+    data: Any = field(default=None, repr=False)
+    size: tuple[int, int] | None = None
+    encoding: str | None = None
+
+    @classmethod
+    def of(cls, value: Any) -> Image:
+        """An Image from an Image, a path, encoded bytes, an array or a callable."""
+        if isinstance(value, Image):
+            return value
+        if isinstance(value, (str, os.PathLike)):
+            return cls(path=os.fspath(value))
+        return cls(data=value)
+
+    @classmethod
+    def from_file(cls, path: str) -> Image:
+        """An image by path or URL."""
+        return cls(path=path)
+
+    @classmethod
+    def from_numpy(cls, data: Pixels) -> Image:
+        """An image from an array (H, W[, C]), BGR."""
+        return cls(data=data)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Image:
+        """An image from the bytes of a file."""
+        return cls(data=data)
+
+    @property
+    def pixels(self) -> Pixels:
+        """The decoded image, (H, W) or (H, W, C), BGR. Raises DataError when it can't be decoded."""
+        if callable(self.data):
+            return np.asarray(self.data())
+        if isinstance(self.data, np.ndarray):
+            return self.data
+        return decode(self.data if self.data is not None else read_url(self.path), self.path or None)
+
+    def get_size(self) -> tuple[int, int] | None:
+        """(height, width), from the header of the file when not known; None when there is no such file."""
+        if self.size is None:
+            if isinstance(self.data, np.ndarray):
+                self.size = (int(self.data.shape[0]), int(self.data.shape[1]))
+            elif callable(self.data):
+                h, w = self.pixels.shape[:2]
+                self.size = (int(h), int(w))
+            elif self.data is not None:
+                self.size = probe_bytes(self.data, self.path or None)
+            elif self.path:
+                self.size = probe(self.path)
+        return self.size
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are pixels: bytes, an array, or a file that is there."""
+        return self.data is not None or bool(self.path and _exists(self.path))
+
+    def to_row(self) -> dict[str, Any]:
+        data, encoding = self.data, self.encoding
+        if data is not None and not isinstance(data, (bytes, bytearray)):
+            data, encoding = encode(self.pixels, ".png"), ".png"
+        elif data is not None and encoding is None:
+            encoding = guess_encoding(data)
+        size = self.size or (self.get_size() if data is not None else None)
+        return {
+            "kind": self.kind,
+            "path": self.path or None,
+            "data": data,
+            "encoding": encoding,
+            "height": size[0] if size else None,
+            "width": size[1] if size else None,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        """Equal pixels where both hold data, else the same path and no conflicting size."""
+        if not isinstance(other, Image):
+            return NotImplemented
+        if self.data is not None and other.data is not None:
+            if isinstance(self.data, bytes) and isinstance(other.data, bytes) and self.data == other.data:
+                return True
+            return bool(np.array_equal(self.pixels, other.pixels))
+        sizes = (self.size, other.size)
+        return self.path == other.path and (None in sizes or sizes[0] == sizes[1])
+
+    def __repr__(self) -> str:
+        what = self.path or ("data" if self.data is not None else "")
+        size = f", {self.size[1]}x{self.size[0]}" if self.size else ""
+        return f"Image({what}{size})"
+
+
+@dataclass
+class PointCloud(Media):
+    """A point cloud by path or URL; related: paths of the images that belong to it."""
+
+    kind = "point_cloud"
+
+    path: str = ""
+    related: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, value: Any) -> PointCloud:
+        """A PointCloud from one or from a path."""
+        return value if isinstance(value, PointCloud) else cls(os.fspath(value))
+
+    def to_row(self) -> dict[str, Any]:
+        return {"kind": self.kind, "path": self.path, "related": self.related}
+
+
+def _exists(path: str) -> bool:
+    return Storage(path).exists() if is_url(path) else os.path.isfile(path)
+
+
+def guess_encoding(data: bytes) -> str:
+    """The file extension of encoded image bytes by their first bytes; ".bin" when unknown."""
+    signatures = {
+        b"\xff\xd8\xff": ".jpg",
+        b"\x89PNG": ".png",
+        b"BM": ".bmp",
+        b"II*\0": ".tif",
+        b"MM\0*": ".tif",
+        b"GIF8": ".gif",
+        b"P5": ".pgm",
+        b"P6": ".ppm",
+        b"#?RADIANCE": ".hdr",
+    }
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    return next((ext for sig, ext in signatures.items() if data.startswith(sig)), ".bin")
+
+
+def probe_bytes(data: bytes, name: str | None = None) -> tuple[int, int]:
+    """(height, width) from the first bytes of an image, as stored (no EXIF rotation).
+
+    Raises DataError when the header can't be read.
+    """
+    import imagesize
+    from PIL import Image as Pillow
+    from PIL import UnidentifiedImageError
+
+    try:
+        width, height = imagesize.get(io.BytesIO(data))
+    except (ValueError, OSError, LookupError, OverflowError, SyntaxError, TypeError, struct.error):
+        width, height = -1, -1  # a cut or unknown header: let Pillow try
+    if width <= 0 or height <= 0:
+        try:
+            with Pillow.open(io.BytesIO(data)) as im:
+                width, height = im.size
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as e:
+            raise DataError("not an image, or its header is damaged", file=name) from e
+    return int(height), int(width)
+
+
+def probe(path: str) -> tuple[int, int] | None:
+    """(height, width) of an image file from its header; None when the file is not there.
+
+    Raises DataError when the file is not an image.
+    """
+    folder, _, base = path.rpartition("/")
+    storage = Storage(folder or (os.sep if path.startswith("/") else "."))
+    try:
+        data = storage.head(base, PROBE_BYTES)
+        try:
+            return probe_bytes(data, path)
+        except DataError:  # a long header (EXIF thumbnails, colour profiles): take the whole file
+            if len(data) < PROBE_BYTES:
+                raise
+            return probe_bytes(read_url(path), path)
+    except FileNotFoundError:
+        return None
+
+
+def decode(data: bytes, name: str | None = None, flags: int | None = None) -> Pixels:
+    """The pixels of encoded bytes, as stored: (H, W) or (H, W, C), BGR. Raises DataError when unreadable."""
+    import cv2
+
+    if not data:
+        raise DataError("the image file is empty", file=name)
+    try:
+        height, width = probe_bytes(data[:PROBE_BYTES] if len(data) > PROBE_BYTES else data, name)
+    except DataError:
+        height = width = 0  # let the decoder say it
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"the image has {width}x{height} pixels, more than the limit of {MAX_PIXELS}",
+            file=name,
+            remedy="Raise RAYDS_MAX_PIXELS if the file is trusted",
+        )
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED if flags is None else flags)
+    except cv2.error as e:
+        raise DataError(f"the image can't be decoded ({e.err})", file=name) from e
+    if pixels is None:
+        raise DataError("the image can't be decoded", file=name, remedy="Replace the file or leave the item out")
+    return pixels
+
+
+def encode(pixels: Pixels, ext: str, quality: int = 95) -> bytes:
+    """The bytes of an image file of the extension's encoding. Raises DataError when it can't hold the pixels."""
+    import cv2
+
+    pixels = np.asarray(pixels)
+    ext = ext.lower()
+    if pixels.dtype == np.bool_ or (pixels.dtype.kind in "fiu" and pixels.dtype not in (np.uint8, np.uint16)):
+        if ext not in (".exr", ".hdr", ".pfm", ".tif", ".tiff") or pixels.dtype.kind != "f":
+            pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        else:
+            pixels = pixels.astype(np.float32)
+    if same_encoding(ext, ".jpg"):
+        if pixels.dtype == np.uint16:
+            pixels = (pixels >> 8).astype(np.uint8)
+        if pixels.ndim == 3 and pixels.shape[2] == 4:
+            pixels = pixels[:, :, :3]
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if same_encoding(ext, ".jpg") else []
+    try:
+        done, out = cv2.imencode(ext, pixels, options)
+    except cv2.error as e:
+        raise DataError(f"can't write {pixels.shape} {pixels.dtype} pixels as {ext} ({e.err})") from e
+    if not done:
+        raise DataError(f"can't write {pixels.shape} {pixels.dtype} pixels as {ext}")
+    return bytes(out.tobytes())
+
+
+def save(row: dict[str, Any], out: Storage, name: str, *, make: Callable[[Pixels], Pixels] | None = None) -> None:
+    """Write the media of a row of MEDIA_TYPE to `name` in a storage.
+
+    Bytes are copied when the extension names the same encoding, else decoded and encoded again.
+    Raises DataError when the media is missing or unreadable.
+    """
+    ext = posixpath.splitext(name)[1]
+    path, data = row["path"], row["data"]
+    source_ext = (row["encoding"] if data is not None else posixpath.splitext(path or "")[1]) or ""
+    try:
+        if make is None and (row["kind"] != "image" or same_encoding(ext, source_ext)):
+            if data is not None:
+                out.write_bytes(name, data)
+            elif path:
+                out.copy_in(path, name)
+            else:
+                raise DataError("the item has no media to save")
+            return
+        if data is None:
+            if not path:
+                raise DataError("the item has no media to save")
+            data = read_url(path)
+    except FileNotFoundError as e:
+        raise DataError("the image file is missing", file=path, remedy="Check the path of the images") from e
+    pixels = decode(data, path)
+    out.write_bytes(name, encode(make(pixels) if make else pixels, ext))

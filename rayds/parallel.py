@@ -1,0 +1,93 @@
+"""Ordered, bounded parallelism on threads: the results come in the order of the inputs.
+
+Decoding, DuckDB, Arrow and file I/O release the interpreter lock, so threads use all cores where it counts.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def cpu_count() -> int:
+    """The cores that this process may use; RAYDS_CPUS overrides it."""
+    if value := os.environ.get("RAYDS_CPUS"):
+        return max(1, int(value))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(fn: Callable[[T], R], items: Iterable[T], workers: int, window: int = 0) -> Iterator[R]:
+    """fn over items on `workers` threads, results in order, at most `window` (workers + 1) in flight."""
+    if workers <= 1:
+        yield from map(fn, items)
+        return
+    window = window or workers + 1
+    pending: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="rayds")
+    try:
+        for item in items:
+            pending.append(pool.submit(fn, item))
+            if len(pending) >= window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_END = object()
+
+
+def ordered_chain(
+    make: Callable[[T], Iterable[R]], inputs: Sequence[T], workers: int, depth: int = 2
+) -> Iterator[R]:
+    """The iterables make(input) one after the other, up to `workers` of them running ahead on threads.
+
+    Each runs at most `depth` results ahead of the reader.
+    """
+    if not inputs:
+        return
+    stop = threading.Event()
+    queues: list[queue.Queue[Any]] = [queue.Queue(depth) for _ in inputs]
+
+    def put(q: queue.Queue[Any], value: Any) -> bool:
+        while not stop.is_set():
+            try:
+                q.put(value, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce(i: int) -> None:
+        try:
+            for value in make(inputs[i]):
+                if not put(queues[i], (value, None)):
+                    return
+            put(queues[i], (_END, None))
+        except BaseException as e:
+            put(queues[i], (_END, e))
+
+    pool = ThreadPoolExecutor(max(1, min(workers, len(inputs))), thread_name_prefix="rayds-source")
+    try:
+        for i in range(len(inputs)):
+            pool.submit(produce, i)
+        for q in queues:
+            while True:
+                value, error = q.get()
+                if error is not None:
+                    raise error
+                if value is _END:
+                    break
+                yield value
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,77 @@
+"""Entry points -> formats, ops, launchers. Nothing is imported before it is used; a broken plug-in warns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from rayds.errors import FormatError, UnknownNameError
+from rayds.format import Confidence, Format
+from rayds.storage import Listing
+
+FORMAT_ALIASES = {"coco_roboflow": "roboflow_coco", "yolov8": "yolo_ultralytics", "yolo_strict": "yolo"}
+
+
+@cache
+def _points(kind: str) -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=f"rayds.{kind}"), key=lambda p: not p.value.startswith("rayds.")):
+        found.setdefault(point.name, point)  # the built-in one wins over a namesake
+    return found
+
+
+def names(kind: str) -> list[str]:
+    """The names of all plug-ins of a kind: "formats", "ops" or "launchers"."""
+    return sorted(_points(kind))
+
+
+@cache
+def load(kind: str, name: str) -> Any:
+    """The class of a plug-in; raises UnknownNameError with the nearest names."""
+    points = _points(kind)
+    if kind == "formats":
+        name = FORMAT_ALIASES.get(name, name)
+    if name not in points:
+        raise UnknownNameError(kind.rstrip("s"), name, points)
+    try:
+        return points[name].load()
+    except ImportError as e:
+        raise FormatError(f"the {kind.rstrip('s')} {name!r} needs a package that is not installed: {e}") from e
+
+
+def get_format(name: str) -> Format:
+    """The format of a name."""
+    made: Format = load("formats", name)()
+    return made
+
+
+def all_formats() -> Iterator[Format]:
+    """Every format that loads, by name; one that does not load warns."""
+    for name in names("formats"):
+        try:
+            yield get_format(name)
+        except Exception as e:
+            warnings.warn(f"the format plug-in {name!r} does not load: {e}", stacklevel=2)
+
+
+def detect(path: str) -> list[tuple[Format, Confidence]]:
+    """Every format with its confidence for a path, best first (score 0: rejected, with the reason)."""
+    files = Listing(path)
+    found = [(f, f.detect(files)) for f in all_formats() if f.reads]
+    return sorted(found, key=lambda fc: (-fc[1].score, fc[0].name))
+
+
+def detect_format(path: str) -> Format:
+    """The one format that fits a path best; raises FormatError naming the candidates when that is not clear."""
+    found = detect(path)
+    best = [(f, c) for f, c in found if c.score == found[0][1].score and c.score > 0]
+    if not best:
+        near = "; ".join(f"{f.name}: {c.reason}" for f, c in found[:6])
+        raise FormatError(f"{path}: no known format fits. Name it with -if. ({near}; ...)")
+    if len(best) > 1:
+        options = ", ".join(f.name for f, _ in best)
+        raise FormatError(f"{path}: fits several formats: {options}. Name one with -if")
+    return best[0][0]

@@ -1,0 +1,55 @@
+"""DuckDB on Arrow tables: one in-memory connection a thread, one core each (rayds runs many threads itself)."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import duckdb
+
+_local = threading.local()
+
+
+def connection() -> duckdb.DuckDBPyConnection:
+    """This thread's connection."""
+    if not hasattr(_local, "connection"):
+        import duckdb
+
+        config: dict[str, Any] = {"threads": 1, "autoinstall_known_extensions": False}
+        _local.connection = duckdb.connect(":memory:", config=config)
+    con: duckdb.DuckDBPyConnection = _local.connection
+    return con
+
+
+def query(sql: str, **tables: pa.Table) -> pa.Table:
+    """The result of a SELECT over Arrow tables, which the text names by their keywords.
+
+    Rows keep the order of the input for plain projections. Raises duckdb.Error.
+    """
+    con = connection()
+    for name, table in tables.items():
+        con.register(name, table)
+    try:
+        return con.sql(sql).to_arrow_table()
+    finally:
+        for name in tables:
+            con.unregister(name)
+
+
+def text_column(table: pa.Table, name: str = "text") -> pa.Array:
+    """A column of a query's result as one array."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.nulls(0, column.type)])
+
+
+def joined_bytes(texts: pa.Array) -> memoryview:
+    """All texts one after the other, without a copy (the separators must be part of them). No nulls."""
+    offsets, data = texts.buffers()[1:]
+    if not len(texts) or data is None:
+        return memoryview(b"")
+    width = 8 if texts.type == pa.large_string() else 4
+    ends = memoryview(offsets).cast("B").cast("q" if width == 8 else "i")
+    return memoryview(data)[ends[texts.offset] : ends[texts.offset + len(texts)]]

@@ -1,0 +1,459 @@
+"""Every path is an fsspec URL: list, read, read ranges, write, concatenate, publish.
+
+``Storage`` is a folder. Local folders take a direct way (no fsspec between us and the operating system),
+because creating many small files is where the time of several formats goes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import posixpath
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+from rayds.errors import DataError, OutputExistsError, StorageError
+
+REMOTE_THREADS = 16
+_SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://|^[a-zA-Z0-9+.-]+::")
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names a storage other than the local file system."""
+    return bool(_SCHEME.match(path)) and not path.startswith(("file://", "local://"))
+
+
+def safe_relative(path: str, *, file: str | None = None, item: str | None = None) -> str:
+    """A relative path from untrusted data, normalised; raises DataError when it would leave its folder."""
+    clean = path.replace("\\", "/")
+    if clean.startswith("/") or re.match(r"^[a-zA-Z]:/", clean) or "\0" in clean:
+        raise DataError(f"the path {path!r} is not relative to the dataset", file=file, item=item)
+    if ".." in clean.split("/"):
+        if posixpath.normpath(clean).startswith(".."):
+            raise DataError(f"the path {path!r} leaves the dataset folder", file=file, item=item)
+        clean = posixpath.normpath(clean)
+    return clean.removeprefix("./")
+
+
+class Storage:
+    """A folder, local or on any fsspec file system; all names given to its methods are relative to it.
+
+    Picklable; methods raise StorageError (or FileNotFoundError) naming the full path.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        text = os.fspath(url)
+        if is_url(text):
+            self.url = text.rstrip("/")
+        else:
+            self.url = str(Path(re.sub(r"^(file|local)://", "", text)).expanduser().absolute())
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Storage) and self.url == other.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+    @property
+    def local(self) -> bool:
+        """Whether this is a folder of the local file system."""
+        return not is_url(self.url)
+
+    @cached_property
+    def _fs(self) -> tuple[Any, str]:
+        fs, root = fsspec.core.url_to_fs(self.url)
+        return fs, root.rstrip("/")
+
+    def path(self, name: str = "") -> str:
+        """The full path or URL of a name."""
+        return f"{self.url}/{name}" if name else self.url
+
+    def _inner(self, name: str) -> str:
+        return f"{self._fs[1]}/{name}" if name else self._fs[1]
+
+    def sub(self, name: str) -> Storage:
+        """The storage of a folder in this one."""
+        return Storage(self.path(name)) if name else self
+
+    @property
+    def parent(self) -> Storage:
+        """The storage of the folder that holds this one."""
+        return Storage(self.url.rsplit("/", 1)[0] or "/")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.url.rsplit("/", 1)[-1]
+
+    # reading
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file for reading, in bytes."""
+        try:
+            with open(self.path(name), "rb") if self.local else self._fs[0].open(self._inner(name), "rb") as f:
+                yield f
+        except FileNotFoundError:
+            raise
+        except OSError as e:
+            raise StorageError(f"{self.path(name)}: {e}") from e
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole content of a file."""
+        with self.open(name) as f:
+            return f.read()
+
+    def read_text(self, name: str) -> str:
+        """The whole content of a file as UTF-8 text; raises DataError naming the byte that is not."""
+        data = self.read_bytes(name)
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as e:
+            raise DataError(
+                "not UTF-8 text", file=self.path(name), place=f"byte {e.start}", remedy="Save the file as UTF-8"
+            ) from e
+
+    def head(self, name: str, size: int = 4096) -> bytes:
+        """The first bytes of a file."""
+        if self.local:
+            with self.open(name) as f:
+                return f.read(size)
+        return self.read_range(name, 0, size)
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes start..end (end excluded) of a file."""
+        if self.local:
+            with self.open(name) as f:
+                f.seek(start)
+                return f.read(end - start)
+        data: bytes = self._fs[0].cat_file(self._inner(name), start=start, end=end)
+        return data
+
+    def read_many(self, names: Sequence[str], missing_ok: bool = False) -> list[bytes | None]:
+        """The contents of many small files, in order; None for a missing one where that is allowed."""
+
+        def one(name: str) -> bytes | None:
+            try:
+                return self.read_bytes(name)
+            except FileNotFoundError:
+                if missing_ok:
+                    return None
+                raise
+
+        if self.local or len(names) < 2:
+            return [one(n) for n in names]
+        with ThreadPoolExecutor(REMOTE_THREADS) as pool:
+            return list(pool.map(one, names))
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder is there."""
+        return os.path.exists(self.path(name)) if self.local else bool(self._fs[0].exists(self._inner(name)))
+
+    def is_dir(self, name: str = "") -> bool:
+        """Whether a folder is there."""
+        return os.path.isdir(self.path(name)) if self.local else bool(self._fs[0].isdir(self._inner(name)))
+
+    def is_file(self, name: str) -> bool:
+        """Whether a file is there."""
+        return os.path.isfile(self.path(name)) if self.local else bool(self._fs[0].isfile(self._inner(name)))
+
+    def size(self, name: str) -> int:
+        """The size of a file in bytes."""
+        return os.path.getsize(self.path(name)) if self.local else int(self._fs[0].size(self._inner(name)))
+
+    def entries(self, name: str = "") -> tuple[list[str], list[str]]:
+        """(folders, files) directly in a folder, sorted names; empty when it is not there."""
+        dirs, files = [], []
+        if self.local:
+            try:
+                with os.scandir(self.path(name)) as found:
+                    for entry in found:
+                        (dirs if entry.is_dir() else files).append(entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+        else:
+            try:
+                for info in self._fs[0].ls(self._inner(name), detail=True):
+                    base = info["name"].rstrip("/").rsplit("/", 1)[-1]
+                    if base:
+                        (dirs if info["type"] == "directory" else files).append(base)
+            except FileNotFoundError:
+                pass
+        return sorted(dirs), sorted(files)
+
+    # writing
+
+    def makedirs(self, name: str = "") -> None:
+        """Make a folder and its parents (nothing to do on object stores)."""
+        if self.local:
+            os.makedirs(self.path(name), exist_ok=True)
+        else:
+            self._fs[0].makedirs(self._inner(name), exist_ok=True)
+
+    def write_bytes(self, name: str, data: Any) -> None:
+        """Write a file whole (bytes or a buffer); readers see the old file, or the new one, never a part."""
+        if not self.local:
+            self.makedirs(posixpath.dirname(name))
+            self._fs[0].pipe_file(self._inner(name), bytes(data))
+            return
+        path = self.path(name)
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            try:
+                f = open(temporary, "wb")  # noqa: SIM115 (closed below; the retry needs both names)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                f = open(temporary, "wb")  # noqa: SIM115
+            with f:
+                f.write(data)
+            os.replace(temporary, path)
+        except OSError as e:
+            with_suppress_unlink(temporary)
+            raise StorageError(f"{path}: {e.strerror or e}") from e
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file whole, UTF-8."""
+        self.write_bytes(name, text.encode())
+
+    def write_files(self, folder: str, files: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
+        """Write many small files of one folder. Not atomic one by one: for staging folders."""
+        pairs = list(files.items() if isinstance(files, Mapping) else files)
+        if not self.local:
+            self._fs[0].pipe({self._inner(posixpath.join(folder, n)): bytes(d) for n, d in pairs})
+            return
+        self.makedirs(folder)
+        base = self.path(folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        made: set[str] = set()
+        dir_fd = os.open(base, os.O_RDONLY)
+        try:
+            for name, data in pairs:
+                if "/" in name and (parent := posixpath.dirname(name)) not in made:
+                    os.makedirs(posixpath.join(base, parent), exist_ok=True)
+                    made.add(parent)
+                fd = os.open(name, flags, 0o644, dir_fd=dir_fd)
+                try:
+                    view = memoryview(data)
+                    written = os.write(fd, view)
+                    while written < len(view):
+                        written += os.write(fd, view[written:])
+                finally:
+                    os.close(fd)
+        except OSError as e:
+            raise StorageError(f"{base}/{name}: {e.strerror or e}") from e
+        finally:
+            os.close(dir_fd)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """A file for writing, in bytes. Not atomic: for staging folders."""
+        self.makedirs(posixpath.dirname(name))
+        try:
+            with open(self.path(name), "wb") if self.local else self._fs[0].open(self._inner(name), "wb") as f:
+                yield f
+        except OSError as e:
+            raise StorageError(f"{self.path(name)}: {e}") from e
+
+    def copy_in(self, source: str, name: str) -> None:
+        """Copy the bytes of a file (a full path or URL) into this folder."""
+        if self.local and not is_url(source):
+            self.makedirs(posixpath.dirname(name))
+            try:
+                shutil.copyfile(source, self.path(name))
+            except FileNotFoundError:
+                raise
+            except OSError as e:
+                raise StorageError(f"{source} -> {self.path(name)}: {e.strerror or e}") from e
+            return
+        self.write_bytes(name, read_url(source))
+
+    def concatenate(self, parts: Sequence[bytes | str], name: str) -> None:
+        """Make a file of literal bytes and files of this storage (by name), in order, never holding one whole."""
+        with self.create(name) as out:
+            for part in parts:
+                if isinstance(part, bytes):
+                    out.write(part)
+                    continue
+                with self.open(part) as f:
+                    shutil.copyfileobj(f, out, 8 << 20)
+
+    def remove(self, name: str = "") -> None:
+        """Remove a file or folder with all its content; nothing to do when it is not there."""
+        if not self.local:
+            if self.exists(name):
+                self._fs[0].rm(self._inner(name), recursive=True)
+        elif os.path.isdir(self.path(name)) and not os.path.islink(self.path(name)):
+            shutil.rmtree(self.path(name), ignore_errors=True)
+        else:
+            with_suppress_unlink(self.path(name))
+
+    def is_empty(self) -> bool:
+        """Whether nothing is in this folder (or it is not there)."""
+        dirs, files = self.entries()
+        return not dirs and not files
+
+    def publish(self, staging: Storage) -> None:
+        """Put the content of a staging folder in the place of this folder's content."""
+        if not self.local:
+            fs, root = self._fs
+            if fs.exists(root):
+                fs.rm(root, recursive=True)
+            fs.copy(f"{staging._fs[1]}/", f"{root}/", recursive=True)
+            fs.rm(staging._fs[1], recursive=True)
+            return
+        old = None
+        if os.path.isdir(self.url):
+            old = f"{self.url}.{uuid.uuid4().hex[:8]}.old"
+            os.rename(self.url, old)
+        try:
+            os.rename(staging.url, self.url)
+        except OSError:
+            if old:
+                os.rename(old, self.url)
+            raise
+        if old:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def with_suppress_unlink(path: str) -> None:
+    """Remove a local file if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def read_url(path: str) -> bytes:
+    """The content of a full path or URL; raises FileNotFoundError, or StorageError naming it."""
+    if not is_url(path):
+        try:
+            return Path(path).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as e:
+            raise StorageError(f"{path}: {e.strerror or e}") from e
+    fs, inner = fsspec.core.url_to_fs(path)
+    data: bytes = fs.cat_file(inner)
+    return data
+
+
+def check_output(out: Storage, inputs: Sequence[str], overwrite: bool) -> None:
+    """Raise OutputExistsError when a dataset must not be written to `out`.
+
+    An existing, non-empty folder needs `overwrite`; a folder that holds an input, the working folder or
+    the user's home is never replaced.
+    """
+    if out.local and os.path.isfile(out.url):
+        raise OutputExistsError(f"{out.url} is a file; give a folder")
+    if out.is_empty():
+        return
+    if not overwrite:
+        raise OutputExistsError(f"{out.url} exists and is not empty (pass --overwrite to replace it)")
+    kept = [Storage(i).url for i in inputs]
+    if out.local:
+        kept += [os.getcwd(), os.path.expanduser("~"), "/"]
+    for path in kept:
+        if path == out.url or path.startswith(out.url.rstrip("/") + "/"):
+            raise OutputExistsError(f"{out.url} holds {path} and can't be replaced; give another folder")
+
+
+class Listing:
+    """The files under a dataset path, listed folder by folder, each once, when asked.
+
+    root: the Storage of the folder; file: the name of one file in it when the user gave a file, else None.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        storage = Storage(path)
+        self.file: str | None = None
+        if storage.local and not os.path.exists(storage.url):
+            raise FileNotFoundError(f"{storage.url}: no such file or folder")
+        if not storage.is_dir():
+            if not storage.local and not storage.exists():
+                raise FileNotFoundError(f"{storage.url}: no such file or folder")
+            storage, self.file = storage.parent, storage.name
+        self.root = storage
+        self._entries: dict[str, tuple[list[str], list[str]]] = {}
+
+    def __repr__(self) -> str:
+        return f"Listing({self.root.path(self.file or '')!r})"
+
+    def up(self, levels: int = 1) -> Listing:
+        """The listing of a folder above; `file` becomes relative to it."""
+        made = Listing.__new__(Listing)
+        made.root, made.file, made._entries = self.root, self.file, {}
+        for _ in range(levels):
+            made.file = f"{made.root.name}/{made.file}" if made.file else None
+            made.root = made.root.parent
+        return made
+
+    def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
+        """(folders, files) directly in a folder, sorted."""
+        if folder not in self._entries:
+            self._entries[folder] = self.root.entries(folder)
+        return self._entries[folder]
+
+    def dirs(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in a folder."""
+        return self.entries(folder)[0]
+
+    def files(self, folder: str = "") -> list[str]:
+        """Names of the files directly in a folder."""
+        return self.entries(folder)[1]
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there, by the listing of its folder."""
+        folder, base = posixpath.split(name)
+        return base in self._file_set(folder)
+
+    def _file_set(self, folder: str) -> set[str]:
+        cache: dict[str, set[str]] = self.__dict__.setdefault("_sets", {})
+        if folder not in cache:
+            cache[folder] = set(self.files(folder))
+        return cache[folder]
+
+    def glob(self, pattern: str) -> list[str]:
+        """Files that match a pattern (`*`, `?`, `[...]` in each part; `**` for any folders), sorted.
+
+        Only the folders that can match are listed.
+        """
+        return sorted(set(self._glob("", pattern.split("/"))))
+
+    def _glob(self, folder: str, parts: list[str]) -> Iterator[str]:
+        head, rest = parts[0], parts[1:]
+        if head == "**":
+            yield from self._glob(folder, rest)
+            for d in self.dirs(folder):
+                yield from self._glob(posixpath.join(folder, d), parts)
+            return
+        names = self.dirs(folder) if rest else self.files(folder)
+        for name in names:
+            if fnmatch.fnmatchcase(name, head):
+                path = posixpath.join(folder, name)
+                if rest:
+                    yield from self._glob(path, rest)
+                else:
+                    yield path
+
+    def walk(self, folder: str = "") -> Iterator[str]:
+        """All files below a folder, sorted within each folder, hidden folders left out."""
+        for name in self.files(folder):
+            yield posixpath.join(folder, name)
+        for name in self.dirs(folder):
+            if not name.startswith("."):
+                yield from self.walk(posixpath.join(folder, name))

@@ -204,6 +204,7 @@ class Format(ABC):
     default_ext: ClassVar[str] = ".jpg"
     block_rows: ClassVar[int | None] = None  # write blocks of exactly so many items
     needs_offsets: ClassVar[bool] = False  # whether `write` uses Position.offsets
+    own_media: ClassVar[bool] = False  # whether `write` saves the images itself
 
     @dataclass(frozen=True)
     class ReadOptions(Options):
@@ -238,6 +239,11 @@ class Format(ABC):
         if self.holds is None:
             raise FormatError(f"the format {self.name!r} can't be written")
         return self.holds
+
+    def rows_per_block(self, options: Any) -> int | None:
+        """Blocks handed to `write` have exactly so many items (the last may have fewer); None: any number."""
+        del options
+        return self.block_rows
 
     def prepare(self, ctx: WriteContext) -> None:
         """Check options and categories before anything is written; may set ctx.state (small, picklable)."""

@@ -105,6 +105,14 @@ class Engine(ABC):
     def rechunk(self, blocks: Blocks, rows: int) -> Blocks:
         """The same rows in blocks of exactly `rows` rows (the last may be smaller)."""
 
+    @abstractmethod
+    def materialize(self, blocks: Blocks) -> Any:
+        """The blocks computed and held in the engine's memory; for `adopt`."""
+
+    @abstractmethod
+    def adopt(self, held: Any) -> Blocks:
+        """Blocks of what `materialize` returned, or of the engine's own kind of dataset."""
+
 
 def guarded(fn: Stage) -> Stage:
     """A stage that lets error rows pass `fn` untouched."""

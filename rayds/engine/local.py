@@ -125,6 +125,12 @@ class LocalEngine(Engine):
     def rechunk(self, blocks: LocalBlocks, rows: int) -> LocalBlocks:
         return LocalBlocks(lambda: rechunked(self.iterate(blocks), rows))
 
+    def materialize(self, blocks: LocalBlocks) -> list[Block]:
+        return list(self.iterate(blocks))
+
+    def adopt(self, held: list[Block]) -> LocalBlocks:
+        return LocalBlocks(lambda: iter(held))
+
 
 def sort_by_keys(table: Block, keys: Sequence[str]) -> Block:
     """The rows by ascending keys, rows of one key in their order."""

@@ -1,0 +1,425 @@
+"""Dataset: the one class users hold. Lazy and immutable: every method returns a new one; work is done when
+items are asked for or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayds.categories import Categories
+from rayds.engine import make_engine
+from rayds.engine.base import Block, Blocks, Engine
+from rayds.engine.local import LocalEngine
+from rayds.errors import DataError, FormatError, OnError
+from rayds.export import export
+from rayds.format import BLOCK_ROWS, Format, Ids, PlanContext, ReadContext, Shard, WriteContext, read_shard, with_errors
+from rayds.item import DatasetItem, from_table, to_table
+from rayds.registry import detect_format, get_format
+from rayds.report import Report
+from rayds.schema import DEFAULT_SUBSET, ITEM_SCHEMA, conform, empty_table, split_errors
+from rayds.storage import Listing, Storage
+
+Build = Callable[[Engine], Blocks]
+
+
+class Dataset:
+    """A dataset of items: images, frames or point clouds with annotations.
+
+    Make one with `import_from`, `from_iterable`, `from_arrow` or `from_ray`. It is a recipe: nothing is read
+    before items are asked for. Iteration gives DatasetItem objects in the order of the source.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        categories: Categories,
+        *,
+        ids: Ids = "unknown",
+        infos: Mapping[str, Any] | None = None,
+        format: str | None = None,
+        path: str | None = None,
+        engine: Engine | str | None = None,
+        on_error: OnError | str = OnError.RAISE,
+        size: int = 0,
+    ) -> None:
+        self._build, self._categories, self._ids = build, categories, ids
+        self._infos = dict(infos or {})
+        self._format, self._path, self._size = format, path, size
+        self._engine, self._on_error = engine, OnError(on_error)
+        self._counts: dict[str, int] | None = None
+
+    def _derive(self, build: Build, **changes: Any) -> Dataset:
+        own: dict[str, Any] = {
+            "ids": self._ids,
+            "infos": self._infos,
+            "format": self._format,
+            "path": self._path,
+            "engine": self._engine,
+            "on_error": self._on_error,
+            "size": self._size,
+        }
+        categories = changes.pop("categories", self._categories)
+        return Dataset(build, categories, **{**own, **changes})
+
+    # making
+
+    @classmethod
+    def import_from(
+        cls,
+        path: str,
+        format: str | None = None,
+        *,
+        engine: Engine | str | None = None,
+        on_error: OnError | str = OnError.RAISE,
+        **options: Any,
+    ) -> Dataset:
+        """The dataset at a path or URL, in a format (detected when None); options: those of the format's reader.
+
+        Raises FileNotFoundError, FormatError, UsageError, and DataError when the dataset as a whole can't be read.
+        """
+        files = Listing(path)
+        fmt = get_format(format) if format else detect_format(path)
+        if not fmt.reads:
+            raise FormatError(f"the format {fmt.name!r} can only be written")
+        made = fmt.ReadOptions.make(options)
+        policy = OnError(on_error)
+        runner = make_engine(engine) if engine is not None and engine != "auto" else LocalEngine()
+        plan = fmt.plan(files, PlanContext(made, policy, partial(_fold, runner)))
+        root = fmt.root(files)
+        size = sum(s.size or 0 for s in plan.shards)
+
+        def build(engine: Engine) -> Blocks:
+            ctx = ReadContext(root, made, plan.categories, policy)
+            if isinstance(engine, LocalEngine):
+                ctx.workers = max(1, engine.workers // max(1, len(plan.shards)))
+            return engine.source(plan.shards, partial(_read, fmt, ctx))
+
+        return cls(
+            build,
+            plan.categories,
+            ids=plan.ids,
+            infos=plan.infos,
+            format=fmt.name,
+            path=path,
+            engine=engine,
+            on_error=policy,
+            size=size,
+        )
+
+    @classmethod
+    def from_iterable(
+        cls, items: Iterable[DatasetItem], categories: Any = None, *, engine: Engine | str | None = None
+    ) -> Dataset:
+        """A dataset of items in memory; categories: label names, LabelCategories or a mapping by AnnotationType.
+
+        Raises DataError when two items have the same id and subset.
+        """
+        tables, held = [], []
+        seen: set[tuple[str, str]] = set()
+        for item in items:
+            if (item.id, item.subset) in seen:
+                raise DataError("the id occurs twice in the subset " + repr(item.subset), item=item.id)
+            seen.add((item.id, item.subset))
+            held.append(item)
+            if len(held) == BLOCK_ROWS:
+                tables.append(to_table(held))
+                held = []
+        tables.append(to_table(held))
+        return cls(_from_tables(tables), Categories.of(categories), engine=engine)
+
+    @classmethod
+    def from_arrow(
+        cls, tables: pa.Table | Iterable[pa.Table], categories: Any = None, *, engine: Engine | str | None = None
+    ) -> Dataset:
+        """A dataset of item tables in memory (see rayds.ITEM_SCHEMA; missing columns become null)."""
+        tables = [tables] if isinstance(tables, pa.Table) else list(tables)
+        return cls(_from_tables([conform(t) for t in tables]), Categories.of(categories), engine=engine)
+
+    @classmethod
+    def from_ray(cls, dataset: Any, categories: Any = None) -> Dataset:
+        """A dataset of a ray.data.Dataset whose rows have the columns of rayds.ITEM_SCHEMA."""
+        return cls(lambda engine: engine.adopt(dataset), Categories.of(categories), engine="ray")
+
+    # looking
+
+    def categories(self) -> Categories:
+        """The categories, by AnnotationType."""
+        return self._categories
+
+    @property
+    def format(self) -> str | None:
+        """The name of the format it was read in."""
+        return self._format
+
+    @property
+    def infos(self) -> dict[str, Any]:
+        """What the source says of the whole dataset, by format family."""
+        return self._infos
+
+    def _run(self, engine: Engine | str | None = None) -> tuple[Engine, Blocks]:
+        found = make_engine(engine if engine is not None else self._engine, size=self._size)
+        return found, self._build(found)
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """The item tables, in order, without error rows."""
+        engine, blocks = self._run()
+        for block in engine.iterate(blocks):
+            good = split_errors(block)[0]
+            if good.num_rows:
+                yield good
+
+    def __iter__(self) -> Iterator[DatasetItem]:
+        for block in self.blocks():
+            yield from from_table(block)
+
+    def _subset_counts(self) -> dict[str, int]:
+        if self._counts is None:
+            engine, blocks = self._run()
+            self._counts = engine.fold(blocks, _count_subsets, _add) or {}
+        return self._counts
+
+    def __len__(self) -> int:
+        return sum(self._subset_counts().values())
+
+    def subsets(self) -> dict[str, Dataset]:
+        """The subsets by name, in the order in which they occur."""
+        return {name: self.get_subset(name) for name in self._subset_counts()}
+
+    def get_subset(self, name: str) -> Dataset:
+        """The items of one subset."""
+        made = self.map_batches(partial(_only_subset, name))
+        if self._counts is not None:
+            made._counts = {name: self._counts[name]} if name in self._counts else {}
+        return made
+
+    def as_dataset(self) -> Dataset:
+        """This dataset (a subset is a dataset)."""
+        return self
+
+    def get(self, id: str, subset: str | None = None) -> DatasetItem | None:
+        """The item of an id (and a subset), or None. Reads until it is found."""
+        for block in self.blocks():
+            found = pc.equal(block.column("id"), str(id))
+            if subset is not None:
+                found = pc.and_(found, pc.equal(block.column("subset"), subset))
+            rows = block.filter(found)
+            if rows.num_rows:
+                return next(from_table(rows))
+        return None
+
+    def __contains__(self, key: object) -> bool:
+        id, subset = key if isinstance(key, tuple) else (key, None)
+        return self.get(str(id), subset) is not None
+
+    def __repr__(self) -> str:
+        labels = self._categories.labels
+        first = ", ".join(labels.names()[:5]) + (", ..." if len(labels) > 5 else "")
+        parts = [f"format={self._format}" if self._format else "in memory" if self._path is None else ""]
+        if self._path:
+            parts.append(f"path={self._path!r}")
+        if self._counts is None and self._path is None and self._engine != "ray":
+            self._subset_counts()
+        if self._counts is not None:
+            names = ", ".join(f"{s}: {n:,}" for s, n in self._counts.items())
+            parts.append(f"{sum(self._counts.values()):,} items ({names})" if names else "0 items")
+        else:
+            parts.append("not read yet")
+        parts.append(f"{len(labels)} labels" + (f" ({first})" if first else ""))
+        return f"Dataset({', '.join(filter(None, parts))})"
+
+    # changing
+
+    def map_batches(self, fn: Callable[[pa.Table], pa.Table], **changes: Any) -> Dataset:
+        """fn over item tables; it returns one with the same schema (rows may be fewer or more).
+
+        changes: categories=..., ids=... of the result where fn changes them.
+        """
+        if "categories" in changes:
+            changes["categories"] = Categories.of(changes["categories"])
+        return self._derive(lambda engine: engine.map(self._build(engine), fn), **changes)
+
+    def map(self, fn: Callable[[DatasetItem], DatasetItem | None], *, categories: Any = None) -> Dataset:
+        """fn over items; None leaves the item out. categories: those of the result, when fn changes labels."""
+        changes = {} if categories is None else {"categories": Categories.of(categories)}
+        return self.map_batches(partial(_map_items, fn, self._on_error), ids="unknown", **changes)
+
+    def select(self, fn: Callable[[DatasetItem], bool]) -> Dataset:
+        """The items for which fn is true."""
+        return self.map_batches(partial(_select_items, fn, self._on_error))
+
+    def repartition(self, shards: int, by: str = "id") -> Dataset:
+        """The same items in `shards` blocks: each item (by="id") or each subset (by="subset") has one fixed shard.
+
+        An item's shard follows from its key alone, so that it is the same for every run and engine.
+        """
+        if by not in ("id", "subset"):
+            raise FormatError(f"repartition by 'id' or 'subset', not {by!r}")
+        from rayds.sharding import repartition
+
+        return self._derive(lambda engine: repartition(engine, self._build(engine), shards, by))
+
+    def materialize(self) -> Dataset:
+        """The dataset read into memory (of the cluster, on Ray), so that it is read once only."""
+        engine, blocks = self._run()
+        held = engine.materialize(blocks)
+        return self._derive(lambda other: other.adopt(held), engine=engine)
+
+    # leaving
+
+    def to_arrow(self) -> pa.Table:
+        """All items as one table (of rayds.ITEM_SCHEMA)."""
+        return pa.concat_tables([empty_table(), *self.blocks()])
+
+    def to_ray(self) -> Any:
+        """The items as a ray.data.Dataset with the columns of rayds.ITEM_SCHEMA."""
+        engine = make_engine("ray" if not isinstance(self._engine, Engine) else self._engine)
+        if engine.name != "ray":
+            engine = make_engine("ray")
+        without_errors = engine.map_raw(self._build(engine), _drop_errors)
+        return engine.to_native(without_errors)
+
+    def export(
+        self,
+        path: str,
+        format: str,
+        save_media: bool | None = None,
+        *,
+        overwrite: bool = False,
+        strict: bool = False,
+        engine: Engine | str | None = None,
+        on_error: OnError | str | None = None,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> Report:
+        """Write the dataset to a folder or URL in a format; all of it or nothing. Returns what was written and lost.
+
+        options: those of the format's writer. strict: raise LossError when the format can't hold everything.
+        """
+        fmt = get_format(format)
+        if "save_images" in options:
+            save_media = bool(options.pop("save_images"))
+        if save_media is not None:
+            options["save_media"] = save_media
+        return self.write(
+            path,
+            fmt,
+            fmt.WriteOptions.make(options),
+            overwrite=overwrite,
+            strict=strict,
+            engine=engine,
+            on_error=on_error,
+            progress=progress,
+        )
+
+    def write(
+        self,
+        path: str,
+        fmt: Format,
+        options: Any,
+        *,
+        overwrite: bool = False,
+        strict: bool = False,
+        engine: Engine | str | None = None,
+        on_error: OnError | str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Report:
+        """Like export, for a format object and its WriteOptions."""
+        found, blocks = self._run(engine)
+        ctx = WriteContext(
+            Storage(path),
+            options,
+            self._categories,
+            ids=self._ids,
+            infos=self._infos,
+            source_format=self._format,
+            on_error=self._on_error if on_error is None else OnError(on_error),
+        )
+        return export(
+            found,
+            blocks,
+            fmt,
+            ctx,
+            inputs=(self._path,) if self._path else (),
+            overwrite=overwrite,
+            strict=strict,
+            progress=progress,
+        )
+
+
+def _read(fmt: Format, ctx: ReadContext, shard: Shard) -> Iterator[Block]:
+    return read_shard(fmt, shard, ctx)
+
+
+def _fold(engine: Engine, inputs: Any, map_fn: Callable[[Any], Any], merge_fn: Callable[[Any, Any], Any]) -> Any:
+    """map_fn over plain inputs as engine tasks, results merged in order."""
+    import pickle
+
+    def run(value: Any) -> Iterator[Block]:
+        yield pa.table({"part": pa.array([pickle.dumps(map_fn(value))], pa.binary())})
+
+    blocks = engine.source(list(inputs), run)
+    return engine.fold(blocks, lambda block: pickle.loads(block.column("part")[0].as_py()), merge_fn)
+
+
+def _from_tables(tables: list[pa.Table]) -> Build:
+    return lambda engine: engine.source(tables, lambda table: iter([table]))
+
+
+def _count_subsets(block: Block) -> dict[str, int]:
+    good = split_errors(block)[0]
+    return {v["values"]: v["counts"] for v in pc.value_counts(good.column("subset")).to_pylist()}
+
+
+def _add(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {k: a.get(k, 0) + b.get(k, 0) for k in [*a, *(k for k in b if k not in a)]}
+
+
+def _only_subset(name: str, block: Block) -> Block:
+    return block.filter(pc.equal(block.column("subset"), name or DEFAULT_SUBSET))
+
+
+def _drop_errors(block: Block) -> Block:
+    return split_errors(block)[0]
+
+
+def _map_items(fn: Callable[[DatasetItem], DatasetItem | None], policy: OnError, block: Block) -> Block:
+    made: list[DatasetItem] = []
+    errors: list[dict[str, Any]] = []
+    for item in from_table(block):
+        try:
+            out = fn(item)
+        except Exception as e:
+            if policy is OnError.RAISE:
+                raise
+            error = DataError(f"{type(e).__name__}: {e}", item=item.id)
+            errors.append({"subset": item.subset, **error.record()})
+            continue
+        if out is not None:
+            made.append(out)
+    table = to_table(made) if made else ITEM_SCHEMA.empty_table()
+    return table if policy is OnError.RAISE else with_errors(table, errors)
+
+
+def _select_items(fn: Callable[[DatasetItem], bool], policy: OnError, block: Block) -> Block:
+    keep: list[bool] = []
+    errors: list[dict[str, Any]] = []
+    for item in from_table(block):
+        try:
+            keep.append(bool(fn(item)))
+        except Exception as e:
+            if policy is OnError.RAISE:
+                raise
+            keep.append(False)
+            errors.append({"subset": item.subset, **DataError(f"{type(e).__name__}: {e}", item=item.id).record()})
+    table = block.filter(pa.array(keep, pa.bool_()))
+    return table if policy is OnError.RAISE else with_errors(table, errors)
+
+
+
+
+__all__ = ["Dataset"]

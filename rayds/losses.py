@@ -1,0 +1,205 @@
+"""What an output format can't hold: counted by kind with one example each, never lost silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayds.format import Capabilities
+from rayds.schema import AnnotationType, Flat, flat, media_field, single_chunk
+from rayds.sql import query
+
+Losses = dict[str, tuple[int, str]]
+NOTE = "note: "  # kinds that begin with it are told, but are no loss under --strict
+
+_FEW = 256
+
+
+@dataclass
+class Summary:
+    """Counts of what went through a writer; mergeable, small."""
+
+    items: int = 0
+    annotations: dict[str, int] = field(default_factory=dict)
+    objects: int = 0
+    subsets: dict[str, int] = field(default_factory=dict)
+    losses: Losses = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+    def merge(self, other: Summary) -> Summary:
+        """The sum of both, examples of the first."""
+        return Summary(
+            self.items + other.items,
+            _add(self.annotations, other.annotations),
+            self.objects + other.objects,
+            _add(self.subsets, other.subsets),
+            merge_losses(self.losses, other.losses),
+            self.errors + other.errors,
+        )
+
+
+def _add(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+    return {k: a.get(k, 0) + b.get(k, 0) for k in [*a, *(k for k in b if k not in a)]}
+
+
+def merge_losses(a: Losses, b: Losses) -> Losses:
+    """Counts added, the first example kept."""
+    out = dict(a)
+    for kind, (n, example) in b.items():
+        had = out.get(kind)
+        out[kind] = (n + had[0], had[1]) if had else (n, example)
+    return out
+
+
+def summarize(block: pa.Table, caps: Capabilities | None = None, family: str | None = None) -> Summary:
+    """The counts of a block, and what an output of these capabilities would lose of it."""
+    view = flat(block)
+    counts = np.bincount(view.type, minlength=32)
+    annotations = {t.name: int(counts[t]) for t in AnnotationType if counts[t]}
+    subsets = {v["values"]: v["counts"] for v in pc.value_counts(block.column("subset")).to_pylist()}
+    losses = block_losses(block, view, caps, family) if caps else {}
+    return Summary(block.num_rows, annotations, count_objects(view), subsets, losses)
+
+
+def instance_keys(view: Flat) -> tuple[Any, Any]:
+    """(item, group) of every annotation as int64 arrays, group made unique (negative) where it is 0."""
+    group = view.numpy("group").astype(np.int64)
+    alone = group == 0
+    return view.item, np.where(alone, -1 - np.arange(len(group)), group)
+
+
+def count_objects(view: Flat) -> int:
+    """The number of objects: annotations that share a group in an item are one."""
+    item, group = instance_keys(view)
+    if not len(group):
+        return 0
+    same = (item[1:] == item[:-1]) & (group[1:] == group[:-1])
+    if _adjacent(item, group):
+        return int(len(group) - same.sum())
+    return len(np.unique(np.stack([item, group]), axis=1).T)
+
+
+def _adjacent(item: Any, group: Any) -> bool:
+    """Whether every item's groups ascend, so that rows of one group stand together."""
+    inside = item[1:] == item[:-1]
+    positive = (group[1:] > 0) & (group[:-1] > 0)
+    return bool(np.all(~inside | ~positive | (group[1:] >= group[:-1])) and not np.any(inside & ~positive))
+
+
+def block_losses(block: pa.Table, view: Flat, caps: Capabilities, family: str | None = None) -> Losses:
+    """What of a block an output with these capabilities can't hold, by kind, with an example each."""
+    losses: Losses = {}
+    ids = single_chunk(block, "id")
+
+    def lose(kind: str, rows: Any, rows_are_items: bool = False) -> None:
+        where = np.flatnonzero(rows)
+        if len(where):
+            item = where[0] if rows_are_items else view.item[where[0]]
+            losses[kind] = (len(where), f"item {ids[int(item)].as_py()!r}")
+
+    types = view.type
+    held = np.isin(types, [int(t) for t in caps.annotations])
+    for t in AnnotationType:
+        if t not in caps.annotations:
+            lose(f"{t.name} annotations", types == t)
+    if not caps.unlabeled:
+        needs = np.isin(types, [int(t) for t in caps.annotations - {AnnotationType.caption}])
+        lose("annotations without a label", needs & (view.numpy("label", -1) < 0))
+    if not caps.ids:
+        lose("annotation ids", held & (view.numpy("id") != 0))
+    if not caps.z_order:
+        lose("z_order values", held & (view.numpy("z_order") != 0))
+    if not caps.groups:
+        lose("annotations tied to others by group", held & _in_shared_group(view, held))
+    losses |= _attribute_losses("attribute", view.column("attributes"), caps.attributes, held, view.item, ids)
+    every = np.ones(block.num_rows, bool)
+    losses |= _attribute_losses(
+        "item attribute", single_chunk(block, "attributes"), caps.item_attributes, every, np.arange(len(ids)), ids
+    )
+    losses |= _item_losses(block, caps, ids)
+    losses |= _extra_notes(block, view, family)
+    return losses
+
+
+def _in_shared_group(view: Flat, held: Any) -> Any:
+    """Whether each annotation shares its group with another held one of its item."""
+    item, group = instance_keys(view)
+    shared = np.zeros(len(group), bool)
+    rows = np.flatnonzero(held & (group > 0))
+    if len(rows):
+        order = rows[np.lexsort((group[rows], item[rows]))]
+        same = (item[order][1:] == item[order][:-1]) & (group[order][1:] == group[order][:-1])
+        shared[order[1:][same]] = True
+        shared[order[:-1][same]] = True
+    return shared
+
+
+def _item_losses(block: pa.Table, caps: Capabilities, ids: pa.Array) -> Losses:
+    losses: Losses = {}
+    subsets = single_chunk(block, "subset")
+    if caps.subsets is not True:
+        allowed = pa.array(sorted(caps.subsets or {"default"}), pa.string())
+        lost = pc.invert(pc.is_in(subsets, allowed))
+        if n := pc.sum(lost).as_py() or 0:
+            losses["subset names"] = (n, f"subset {subsets.filter(lost)[0].as_py()!r}")
+    kinds = media_field(block, "kind")
+    for kind in pc.unique(kinds).drop_null().to_pylist():
+        if kind not in caps.media:
+            has = pc.fill_null(pc.equal(kinds, kind), False)
+            losses[f"{kind} media"] = (pc.sum(has).as_py(), f"item {ids.filter(has)[0].as_py()!r}")
+    return losses
+
+
+def _extra_notes(block: pa.Table, view: Flat, family: str | None) -> Losses:
+    """Fields that only the source format knows: told, as other formats have no place for them."""
+    notes: Losses = {}
+    for what, column in (("items", single_chunk(block, "extra")), ("annotations", view.column("extra"))):
+        if column.null_count == len(column):
+            continue
+        own = pc.starts_with(column, f'{{"{family}":') if family else pc.equal(pc.is_valid(column), False)
+        lost = pc.and_(pc.is_valid(column), pc.invert(pc.fill_null(own, False)))
+        if n := pc.sum(lost).as_py() or 0:
+            example = column.filter(lost)[0].as_py()
+            notes[f"{NOTE}{what} with fields that only their source format has"] = (n, example[:80])
+    return notes
+
+
+def _attribute_losses(
+    what: str, column: pa.Array, held: bool | frozenset[str], rows: Any, item: Any, ids: pa.Array
+) -> Losses:
+    """Attributes (not false, not null) that are not held, by name."""
+    if held is True or column.null_count == len(column):
+        return {}
+    keep = frozenset() if held is False else held
+    encoded = column.dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes = np.where(rows, codes, -1)
+    counts = np.bincount(codes[codes >= 0], minlength=len(encoded.dictionary))
+    losses: Losses = {}
+    if len(encoded.dictionary) <= _FEW:
+        for code, text in enumerate(encoded.dictionary.to_pylist()):
+            if not counts[code]:
+                continue
+            for name, value in json.loads(text).items():
+                if value is not False and value is not None and name not in keep:
+                    row = int(np.flatnonzero(codes == code)[0])
+                    example = f"item {ids[int(item[row])].as_py()!r}: {json.dumps(value)[:60]}"
+                    losses = merge_losses(losses, {f"{what} {name!r}": (int(counts[code]), example)})
+        return losses
+    table = pa.table({"text": encoded.dictionary, "n": counts})
+    found = query(
+        """SELECT k, sum(n)::BIGINT AS n, first(v) AS v FROM (
+             SELECT unnest(json_keys(text)) AS k, text, n FROM t WHERE n > 0
+           ), LATERAL (SELECT json_extract(text, '$."' || replace(k, '"', '\\"') || '"')::VARCHAR AS v)
+           WHERE v NOT IN ('false', 'null') GROUP BY k ORDER BY k""",
+        t=table,
+    )
+    return {
+        f"{what} {r['k']!r}": (r["n"], str(r["v"])[:60]) for r in found.to_pylist() if r["k"] not in keep
+    }

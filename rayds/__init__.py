@@ -3,8 +3,6 @@
 The public API; everything is imported when first used, so that ``import rayds`` stays light.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

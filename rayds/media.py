@@ -290,29 +290,50 @@ def encode(pixels: Pixels, ext: str, quality: int = 95) -> bytes:
     return bytes(out.tobytes())
 
 
+def load(row: dict[str, Any], ext: str, *, make: Callable[[Pixels], Pixels] | None = None) -> bytes:
+    """The bytes of a file of the media of a row of MEDIA_TYPE, in the encoding of the extension `ext`.
+
+    They are the source's own when that has the same encoding, else decoded and encoded again (always when
+    `make`, which changes the pixels, is given). Raises DataError when the media is missing or unreadable.
+    """
+    path, data = row["path"], row["data"]
+    if data is None:
+        if not path:
+            raise DataError("the item has no media to save")
+        try:
+            data = read_url(path)
+        except FileNotFoundError as e:
+            raise _missing(path) from e
+    if make is None and (row["kind"] != "image" or same_encoding(ext, _source_ext(row))):
+        return bytes(data)
+    pixels = decode(data, path)
+    return encode(make(pixels) if make else pixels, ext)
+
+
 def save(row: dict[str, Any], out: Storage, name: str, *, make: Callable[[Pixels], Pixels] | None = None) -> None:
     """Write the media of a row of MEDIA_TYPE to `name` in a storage.
 
     Bytes are copied when the extension names the same encoding, else decoded and encoded again.
-    Raises DataError when the media is missing or unreadable.
+    Raises DataError when the media is missing or unreadable, or when `name` would leave its folder.
     """
+    if ".." in name.replace("\\", "/").split("/"):  # names come from ids and subsets of untrusted data
+        raise DataError(f"the file name {name!r} leaves its folder", remedy="Rename the item or its subset")
     ext = posixpath.splitext(name)[1]
-    path, data = row["path"], row["data"]
-    source_ext = (row["encoding"] if data is not None else posixpath.splitext(path or "")[1]) or ""
+    path = row["path"]
+    copied = make is None and (row["kind"] != "image" or same_encoding(ext, _source_ext(row)))
+    if not copied or row["data"] is not None or not path:
+        out.write_bytes(name, load(row, ext, make=make))
+        return
     try:
-        if make is None and (row["kind"] != "image" or same_encoding(ext, source_ext)):
-            if data is not None:
-                out.write_bytes(name, data)
-            elif path:
-                out.copy_in(path, name)
-            else:
-                raise DataError("the item has no media to save")
-            return
-        if data is None:
-            if not path:
-                raise DataError("the item has no media to save")
-            data = read_url(path)
+        out.copy_in(path, name)
     except FileNotFoundError as e:
-        raise DataError("the image file is missing", file=path, remedy="Check the path of the images") from e
-    pixels = decode(data, path)
-    out.write_bytes(name, encode(make(pixels) if make else pixels, ext))
+        raise _missing(path) from e
+
+
+def _source_ext(row: dict[str, Any]) -> str:
+    found = row["encoding"] if row["data"] is not None else posixpath.splitext(row["path"] or "")[1]
+    return found or ""
+
+
+def _missing(path: str) -> DataError:
+    return DataError("the image file is missing", file=path, remedy="Check the path of the images")

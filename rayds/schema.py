@@ -212,6 +212,19 @@ def media_field(block: pa.Table, name: str) -> pa.Array:
     return pc.struct_field(single_chunk(block, "media"), name)
 
 
+def with_media(block: pa.Table, **columns: Any) -> pa.Table:
+    """The block with some fields of its media replaced (arrays, scalars or None); null media stay null."""
+    media = single_chunk(block, "media")
+    fields = {f.name: pc.struct_field(media, f.name) for f in MEDIA_TYPE}
+    unknown = set(columns) - set(fields)
+    if unknown:
+        raise KeyError(f"no such columns: {sorted(unknown)}")
+    for name, value in columns.items():
+        fields[name] = _column(value, len(media), MEDIA_TYPE.field(name).type)
+    made = pa.StructArray.from_arrays(list(fields.values()), fields=list(MEDIA_TYPE), mask=pc.is_null(media))
+    return block.set_column(block.schema.get_field_index("media"), ITEM_SCHEMA.field("media"), made)
+
+
 def split_errors(block: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """(good rows without the error column, bad rows or None)."""
     if ERROR_COLUMN not in block.schema.names:

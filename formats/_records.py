@@ -1,0 +1,290 @@
+"""Streaming scanner for JSON files that hold big arrays of objects: {"images": [{...}, ...], "annotations": [...]}.
+
+It finds the byte range of every record of the wanted top-level arrays, whatever the white space, nesting, key
+order, strings with braces, escapes and order of sections, in one pass over windows of the file; the records
+themselves are parsed by DuckDB, many at a time. What is not such a record (info, licenses, categories, ...)
+is gathered as a skeleton and parsed as ordinary JSON, which also proves that the file is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rayds.errors import DataError
+
+WINDOW = 8 << 20
+MAX_SKELETON = 256 << 20
+
+Bytes = npt.NDArray[np.uint8]
+Index = npt.NDArray[np.int64]
+
+_QUOTE, _COMMA, _BACKSLASH, _OPEN, _CLOSE, _SPACE = b'",\\{} '
+_KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*(\[?)\s*$')
+
+
+@dataclass
+class Records:
+    """Some consecutive records of one section.
+
+    data: bytes whose i-th record is data[starts[i]:ends[i]]; base: place of data[0] in the file;
+    quotes: number of (unescaped) quotation marks in each record; first: running number of the first.
+    """
+
+    section: str
+    data: Bytes
+    starts: Index
+    ends: Index
+    base: int
+    quotes: Index
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def texts(self) -> pa.Array:
+        """The records as a string array (no copy; gaps between records become spaces, which JSON ignores)."""
+        data = self.data
+        if len(self) > 1:
+            data[_between(self.ends[:-1], self.starts[1:])] = _SPACE
+        offsets = np.append(self.starts, self.ends[-1:]).astype(np.int32)
+        return pa.StringArray.from_buffers(len(self), pa.py_buffer(offsets), pa.py_buffer(data))
+
+    def place(self, i: int) -> str:
+        """Where the i-th record begins in the file."""
+        return f"byte {self.base + int(self.starts[i])}"
+
+
+def _between(starts: Index, ends: Index) -> Index:
+    """All positions of the ranges starts[i]:ends[i], one after the other."""
+    lengths = ends - starts
+    if len(lengths) and lengths.max(initial=0) == 1 == lengths.min(initial=1):
+        return starts
+    total = int(lengths.sum())
+    shift = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+    return np.arange(total) + shift
+
+
+@dataclass
+class RecordScanner:
+    """Scans one file. After `records()` is exhausted, `skeleton` holds all but the wanted records.
+
+    bare: the file is a list of records at top level (COCO results); its section is "".
+    Raises DataError for a file that is empty, cut off or not such JSON.
+    """
+
+    file: BinaryIO
+    name: str
+    wanted: Sequence[str]
+    bare: bool = False
+    window: int = WINDOW
+    skeleton: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._depth = 0  # of braces
+        self._in_string = False
+        self._escaped = False  # the next byte is escaped
+        self._section: str | None = "" if self.bare else None
+        self._parts: list[bytes] = []
+        self._skeleton_size = 0
+        self._count = 0
+        self._pending = b""  # from the end of the last whole record on
+        self._pending_at = 0  # its place in the file
+        self._open: int | None = None  # where the record that is open begins (file position)
+        self._record_depth = 1 if self.bare else 2
+        self._any_before = False
+        self._quotes_pending = np.zeros(0, np.int64)
+
+    def records(self) -> Iterator[Records]:
+        """The wanted records in file order, about a window's worth at a time."""
+        at = 0
+        first = True
+        while chunk := self.file.read(self.window):
+            if first and chunk.startswith(b"\xef\xbb\xbf"):
+                chunk = b"   " + chunk[3:]
+            first = False
+            yield from self._feed(chunk, at)
+            at += len(chunk)
+        if at == 0:
+            raise DataError("the file is empty", file=self.name, remedy="Restore the file")
+        self._finish(at)
+
+    def _structure(self, data: Bytes) -> tuple[Index, Index]:
+        """(positions of quotes that are not escaped, positions of braces outside strings); moves the state on."""
+        quotes = np.flatnonzero(data == _QUOTE)
+        slashes = np.flatnonzero(data == _BACKSLASH)
+        if len(slashes) or self._escaped:
+            escaped = self._escaped_positions(slashes, len(data))
+            quotes = quotes[~np.isin(quotes, escaped, assume_unique=True)]
+        found = np.flatnonzero((data | 6) == 0x7F)  # { } and few others
+        kinds = data[found]
+        found = found[(kinds == _OPEN) | (kinds == _CLOSE)]
+        inside = (np.searchsorted(quotes, found) + self._in_string) & 1
+        self._in_string = bool((len(quotes) + self._in_string) & 1)
+        return quotes, found[inside == 0]
+
+    def _escaped_positions(self, slashes: Index, n: int) -> Index:
+        """Positions of bytes that a backslash escapes; remembers whether the next window's first one is."""
+        out = []
+        skip = 0 if self._escaped else -1
+        if self._escaped:
+            out.append(0)
+        for s in slashes.tolist():
+            if s == skip:
+                continue
+            skip = s + 1
+            out.append(skip)
+        self._escaped = bool(out) and out[-1] == n
+        return np.array(out, np.int64)
+
+    def _feed(self, chunk: bytes, at: int) -> Iterator[Records]:
+        data = np.frombuffer(chunk, np.uint8)
+        quotes, braces = self._structure(data)
+        signs = np.where(data[braces] == _OPEN, 1, -1)
+        depth = self._depth + np.cumsum(signs)
+        if len(depth):
+            if depth.min() < 0:
+                where = at + int(braces[np.argmax(depth < 0)])
+                raise DataError("a closing brace too many", file=self.name, place=f"byte {where}")
+            self._depth = int(depth[-1])
+        starts = braces[(signs > 0) & (depth == self._record_depth)] + at
+        ends = braces[(signs < 0) & (depth == self._record_depth - 1)] + at + 1
+        if self._open is not None:
+            starts = np.append(self._open, starts)
+        self._open = int(starts[-1]) if len(starts) > len(ends) else None
+        starts = starts[: len(ends)]
+        base, data = self._pending_at, self._joined(chunk, data)
+        quotes = np.concatenate([self._quotes_pending, quotes + at])
+        done = int(ends[-1]) if len(ends) else base
+        if len(starts):
+            yield from self._cut(data, base, starts, ends, quotes)
+        self._pending = bytes(data[done - base :]) if done > base else bytes(data)
+        self._pending_at = done
+        self._quotes_pending = quotes[np.searchsorted(quotes, done) :]
+
+    def _joined(self, chunk: bytes, data: Bytes) -> Bytes:
+        """A writable array of what was pending and the new chunk."""
+        joined = np.empty(len(self._pending) + len(data), np.uint8)
+        joined[: len(self._pending)] = np.frombuffer(self._pending, np.uint8)
+        joined[len(self._pending) :] = data
+        return joined
+
+    def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
+        """Split records at the gaps that begin another section; others must be one comma with white space."""
+        gap_starts = np.append(base, ends[:-1])
+        marks = np.searchsorted(quotes, gap_starts)
+        named = np.searchsorted(quotes, starts) > marks  # gaps with a key
+        lengths = starts - gap_starts
+        plain = ~named & ~((lengths == 1) & (data[gap_starts - base] == _COMMA))
+        if plain.any():
+            self._check_gaps(data, base, gap_starts[plain], starts[plain])
+        inner = np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)
+        bounds = [*np.flatnonzero(named).tolist(), len(starts)]
+        if bounds[0] != 0:
+            yield from self._emit(data, base, starts, ends, inner, gap_starts, 0, bounds[0])
+        for lo, hi in zip(bounds, bounds[1:], strict=False):
+            self._enter(bytes(data[gap_starts[lo] - base : starts[lo] - base]), int(gap_starts[lo]))
+            yield from self._emit(data, base, starts, ends, inner, gap_starts, lo, hi, entered=True)
+
+    def _check_gaps(self, data: Bytes, base: int, starts: Index, ends: Index) -> None:
+        """Raise when a gap between records is not white space with exactly one comma."""
+        where = _between(starts - base, ends - base)
+        values = data[where]
+        gap = np.repeat(np.arange(len(starts)), ends - starts)
+        solid = ~np.isin(values, np.frombuffer(b" \t\r\n", np.uint8))
+        commas = np.bincount(gap[values == _COMMA], minlength=len(starts))
+        others = np.bincount(gap[solid & (values != _COMMA)], minlength=len(starts))
+        wrong = (commas != 1) | (others != 0)
+        if not self._any_before and len(wrong):  # the first gap of the file: only an opening
+            text = bytes(data[starts[0] - base : ends[0] - base]).strip()
+            if text in (b"[", b"{", b"[{"[:1]) and (self.bare or text == b"{"):
+                wrong[0] = False
+                self._keep(text if not self.bare else b"[")
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            text = bytes(data[starts[i] - base : ends[i] - base])[:40].decode(errors="replace")
+            raise DataError(
+                f"expected one comma between records, found {text!r}", file=self.name, place=f"byte {int(starts[i])}"
+            )
+
+    def _enter(self, gap: bytes, at: int) -> None:
+        """Take up the gap before a record that begins another section (or top-level key)."""
+        match = _KEY.search(gap)
+        if self.bare or not match:
+            raise DataError("not the JSON that was expected here", file=self.name, place=f"byte {at}")
+        self._keep(gap)
+        name = json.loads(b'"' + match.group(1) + b'"')
+        self._section = name if match.group(2) and name in self.wanted else None
+
+    def _emit(
+        self,
+        data: Bytes,
+        base: int,
+        starts: Index,
+        ends: Index,
+        quotes: Index,
+        gaps: Index,
+        lo: int,
+        hi: int,
+        entered: bool = False,
+    ) -> Iterator[Records]:
+        self._any_before = True
+        if self._section is None:
+            for i in range(lo, hi):
+                separator = b"" if entered and i == lo else bytes(data[gaps[i] - base : starts[i] - base])
+                self._keep(separator + bytes(data[starts[i] - base : ends[i] - base]))
+            return
+        if hi > lo:
+            yield Records(
+                self._section, data, starts[lo:hi] - base, ends[lo:hi] - base, base, quotes[lo:hi], self._count
+            )
+            self._count += hi - lo
+
+    def _keep(self, part: bytes) -> None:
+        self._skeleton_size += len(part)
+        if self._skeleton_size > MAX_SKELETON:
+            raise DataError(f"more than {MAX_SKELETON >> 20} MiB outside the records", file=self.name)
+        self._parts.append(part)
+
+    def _finish(self, size: int) -> None:
+        if self._open is not None or self._depth > 0 or self._in_string:
+            what = "string" if self._in_string else "object"
+            raise DataError(
+                f"the file is cut off inside an {what}" if what[0] == "o" else f"the file is cut off inside a {what}",
+                file=self.name,
+                place=f"byte {size}",
+                remedy="Copy or download it again",
+            )
+        self._keep(self._pending)
+        text = b"".join(self._parts)
+        try:
+            found = json.loads(text)
+        except ValueError as e:
+            raise DataError(
+                f"not valid JSON ({e})" if text.strip() else "the file is empty", file=self.name, remedy="Repair it"
+            ) from e
+        if isinstance(found, dict):
+            self.skeleton = found
+        elif not self.bare:
+            raise DataError("a JSON object was expected at top level", file=self.name)
+
+
+def read_tail_key(tail: bytes, key: str) -> Any:
+    """The value of a top-level key that stands in the last bytes of a JSON object, or None when it does not.
+
+    tail must end where the file ends; the key counts only when all from it to the end reads as the end of an object.
+    """
+    for match in re.finditer(rb'"' + re.escape(key.encode()) + rb'"\s*:', tail):
+        try:
+            found = json.loads(b"{" + tail[match.start() :])
+        except ValueError:
+            continue
+        return found[key]
+    return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -39,7 +41,9 @@ def load(kind: str, name: str) -> Any:
     try:
         return points[name].load()
     except ImportError as e:
-        raise FormatError(f"the {kind.rstrip('s')} {name!r} needs a package that is not installed: {e}") from e
+        raise FormatError(
+            f"the {kind.rstrip('s')} {name!r} needs a package that is not installed: {e}"
+        ) from e
 
 
 def get_format(name: str) -> Format:
@@ -64,14 +68,59 @@ def detect(path: str) -> list[tuple[Format, Confidence]]:
     return sorted(found, key=lambda fc: (-fc[1].score, fc[0].name))
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the formats say of one path. best: those with the highest confidence; rejected: all the others."""
+
+    path: str
+    best: list[tuple[Format, Confidence]]
+    rejected: list[tuple[Format, Confidence]]
+
+    @classmethod
+    def at(cls, path: str) -> Found:
+        """Ask every format about a path."""
+        found = detect(path)
+        top = max((c.score for _, c in found), default=0)
+        best = [(f, c) for f, c in found if c.score == top > 0]
+        return cls(path, best, found[len(best) :])
+
+    def reason_code(self, fmt: Format, confidence: Confidence) -> str:
+        """Why a format was rejected, for programs."""
+        if confidence.score:
+            return "insufficient_confidence"
+        return "detection_unsupported" if type(fmt).detect is Format.detect else "unmet_requirements"
+
+
+def search(path: str, depth: int = 2) -> tuple[Found, list[Found]]:
+    """What a path is, and, where no format fits it, the datasets in the folders below, down to `depth` levels.
+
+    The search ends at the first level where something fits.
+    """
+    here = Found.at(path)
+    if here.best:
+        return here, []
+    files = Listing(path)
+    level = [""] if files.file is None else []
+    for _ in range(depth):
+        level = [
+            posixpath.join(up, name) for up in level for name in files.dirs(up) if not name.startswith(".")
+        ]
+        below = [found for name in level if (found := Found.at(posixpath.join(path, name))).best]
+        if below:
+            return here, below
+    return here, []
+
+
 def detect_format(path: str) -> Format:
     """The one format that fits a path best; raises FormatError naming the candidates when that is not clear."""
-    found = detect(path)
-    best = [(f, c) for f, c in found if c.score == found[0][1].score and c.score > 0]
-    if not best:
-        near = "; ".join(f"{f.name}: {c.reason}" for f, c in found[:6])
-        raise FormatError(f"{path}: no known format fits. Name it with -if. ({near}; ...)")
-    if len(best) > 1:
-        options = ", ".join(f.name for f, _ in best)
+    here, below = search(path)
+    if len(here.best) == 1:
+        return here.best[0][0]
+    if here.best:
+        options = ", ".join(f.name for f, _ in here.best)
         raise FormatError(f"{path}: fits several formats: {options}. Name one with -if")
-    return best[0][0]
+    if below:
+        places = ", ".join(f"{b.path} ({' or '.join(f.name for f, _ in b.best)})" for b in below[:5])
+        raise FormatError(f"{path}: no known format fits. There are datasets below, name one: {places}")
+    near = "; ".join(f"{f.name}: {c.reason}" for f, c in here.rejected[:6])
+    raise FormatError(f"{path}: no known format fits. Name it with -if. ({near}; ...)")

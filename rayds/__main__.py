@@ -1,0 +1,5 @@
+"""`python -m rayds` is `rayds`."""
+
+from rayds.cli.main import main
+
+main()

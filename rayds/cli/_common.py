@@ -1,0 +1,190 @@
+"""What all commands share: grouped help, the words after `--`, and the options that read a dataset and run work."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rayds.errors import OnError, UsageError
+
+if TYPE_CHECKING:
+    from rayds.dataset import Dataset
+    from rayds.engine.base import Engine
+    from rayds.format import Format
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXTRA = "rayds.extra"
+DEBUG = "rayds.debug"
+ENGINES = ("auto", "local", "ray")
+
+
+class Opt(click.Option):
+    """An option with a section of the help page, and spellings that work but are not shown there."""
+
+    def __init__(
+        self, *args: Any, section: str = "Other", aliases: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.section, self.aliases = section, tuple(aliases)
+        self.opts.extend(aliases)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        names, text = record
+        for alias in self.aliases:
+            names = names.replace(f", {alias} ", " ").removesuffix(f", {alias}")
+        return names, text
+
+
+class Command(click.Command):
+    """A command whose help shows its options by section and examples as they stand.
+
+    takes_extra: what follows `--` is kept for `extra_words` instead of being read as arguments.
+    """
+
+    def __init__(self, *args: Any, takes_extra: bool = False, examples: str = "", **kwargs: Any) -> None:
+        kwargs["context_settings"] = {
+            "help_option_names": ["-h", "--help"],
+            **kwargs.get("context_settings", {}),
+        }
+        super().__init__(*args, **kwargs)
+        self.takes_extra, self.examples = takes_extra, examples
+        self.params.append(
+            Opt(
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                callback=_debug,
+                help="Show tracebacks of errors.",
+            )
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if self.takes_extra and "--" in args:
+            cut = args.index("--")
+            args, ctx.meta[EXTRA] = args[:cut], args[cut + 1 :]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        pieces = super().collect_usage_pieces(ctx)
+        return [*pieces, "[-- FORMAT OPTIONS]"] if self.takes_extra else pieces
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                sections.setdefault(getattr(param, "section", "Other"), []).append(record)
+        other = sections.pop("Other", [])
+        for name, records in [*sections.items(), ("Other", other)]:
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records, col_max=26)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in inspect.cleandoc(self.examples).splitlines():
+                    formatter.write(f"  {line}".rstrip() + "\n")
+        super().format_epilog(ctx, formatter)
+
+
+def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if value:
+        ctx.meta[DEBUG] = True
+
+
+def extra_words(ctx: click.Context) -> list[str]:
+    """What followed `--` on the command line."""
+    return list(ctx.meta.get(EXTRA, ()))
+
+
+def asks_help(words: Sequence[str]) -> bool:
+    """Whether the words after `--` ask for the options that may stand there."""
+    return any(w in ("-h", "--help") for w in words)
+
+
+def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several option decorators as one, shown in this order."""
+
+    def decorate(fn: F) -> F:
+        for decorator in reversed(decorators):
+            fn = decorator(fn)
+        return fn
+
+    return decorate
+
+
+def opt(*names: str, **kwargs: Any) -> Callable[[F], F]:
+    """click.option, of class Opt."""
+    return click.option(*names, cls=Opt, **kwargs)
+
+
+input_options = stacked(
+    opt("-i", "--input-path", default=".", metavar="PATH", show_default=True, section="Input",
+        help="Folder, file or URL of the dataset."),
+    opt("-if", "--input-format", metavar="FORMAT", section="Input", help="Its format; detected when left out."),
+    opt("--read", multiple=True, metavar="NAME[=VALUE]", section="Input",
+        help="An option of the input format; repeatable. See 'rayds formats FORMAT'."),
+)  # fmt: skip
+
+run_options = stacked(
+    opt("--on-error", type=click.Choice([e.value for e in OnError]), default="raise", show_default=True, section="Run",
+        help="Bad items: stop; leave out and count; or also list them in quarantine.parquet in the output."),
+    opt("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, section="Run",
+        help="Run in this process or on Ray. auto: Ray when it runs already, has an address or the input is huge."),
+    opt("--address", metavar="ADDRESS", section="Run", help="Ray cluster to use, e.g. auto or ray://host:10001."),
+)  # fmt: skip
+
+print_options = stacked(
+    opt("--quiet", "-q", is_flag=True, section="Output", help="No progress and no messages; errors still show."),
+    opt("--json", "as_json", is_flag=True, section="Output", help="Print the result as JSON on stdout."),
+)  # fmt: skip
+
+
+def note(text: str, quiet: bool = False) -> None:
+    """A message for the user, on stderr."""
+    if not quiet:
+        click.echo(text, err=True)
+
+
+def choose_engine(engine: str, address: str | None) -> Engine | str:
+    """The engine that --engine and --address name; "auto" stays open until the size of the input is known."""
+    if address is None:
+        return engine
+    if engine == "local":
+        raise UsageError("--address names a Ray cluster; it does not go with --engine local")
+    from rayds.engine import make_engine
+
+    return make_engine("ray", address=address)
+
+
+def input_format(path: str, name: str | None, quiet: bool) -> Format:
+    """The format of that name, or else the detected one, which is told."""
+    from rayds.registry import detect_format, get_format
+
+    if name:
+        return get_format(name)
+    found = detect_format(path)
+    note(f"detected format: {found.name}", quiet)
+    return found
+
+
+def read_dataset(
+    path: str, format: str | None, read: Sequence[str], *, engine: Engine | str, on_error: str, quiet: bool
+) -> Dataset:
+    """The dataset that the input options name."""
+    from rayds.dataset import Dataset
+
+    fmt = input_format(path, format, quiet)
+    try:
+        options = fmt.ReadOptions.parse([f"--{word.lstrip('-')}" for word in read])
+    except UsageError as e:
+        raise UsageError(f"--read: {e} See 'rayds formats {fmt.name}'") from e
+    return Dataset.import_from(path, fmt.name, engine=engine, on_error=on_error, **vars(options))

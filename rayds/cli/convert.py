@@ -1,0 +1,146 @@
+"""`rayds convert`: a dataset in another format."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from typing import TYPE_CHECKING
+
+import click
+
+from rayds.cli._common import (
+    Command,
+    asks_help,
+    choose_engine,
+    extra_words,
+    input_options,
+    opt,
+    print_options,
+    read_dataset,
+    run_options,
+)
+from rayds.cli._progress import progress
+from rayds.errors import UsageError
+
+if TYPE_CHECKING:
+    from rayds.format import Format
+    from rayds.options import Options
+
+EXAMPLES = """
+    rayds convert -i coco/ -f voc -o voc/ --save-media
+    rayds convert -i coco/ -if coco -f yolo -o yolo/ -- --save-media
+    rayds convert -i s3://bucket/voc -f rayds -o s3://bucket/items --engine ray
+    rayds convert -f coco -- --help          the options of the format coco
+"""
+
+
+@click.command(cls=Command, takes_extra=True, examples=EXAMPLES)
+@input_options
+@opt(
+    "-o",
+    "--output-dir",
+    metavar="DIR",
+    aliases=("--output",),
+    section="Output",
+    help="Folder or URL to write; default: <input name>-<format> beside the input.",
+)
+@opt(
+    "-f",
+    "--output-format",
+    metavar="FORMAT",
+    required=True,
+    aliases=("--format",),
+    section="Output",
+    help="The format to write.",
+)
+@opt(
+    "--save-media",
+    is_flag=True,
+    aliases=("--save-images",),
+    section="Output",
+    help="Write the images too, not only the annotations.",
+)
+@opt(
+    "--image-ext",
+    metavar="EXT",
+    section="Output",
+    help="Extension of written images, e.g. .png; others are re-encoded.",
+)
+@opt("--overwrite", is_flag=True, section="Output", help="Replace the output folder when it is there.")
+@opt("--strict", is_flag=True, section="Output", help="Write nothing if the format can't hold everything.")
+@print_options
+@run_options
+@click.pass_context
+def convert(
+    ctx: click.Context,
+    input_path: str,
+    input_format: str | None,
+    read: tuple[str, ...],
+    output_dir: str | None,
+    output_format: str,
+    save_media: bool,
+    image_ext: str | None,
+    overwrite: bool,
+    strict: bool,
+    quiet: bool,
+    as_json: bool,
+    on_error: str,
+    engine: str,
+    address: str | None,
+) -> None:
+    """Write a dataset in another format.
+
+    Options of the output format follow after --. The output appears when it is complete; an error or Ctrl-C leaves
+    nothing behind. A summary tells what was written, and what the format could not hold. 'rayds formats' lists the
+    formats.
+
+    Exit code: 0 done (with --on-error skip or quarantine also when bad items were left out), 1 the data or the job
+    failed, 2 bad usage.
+    """
+    from rayds.registry import get_format
+
+    fmt = get_format(output_format)
+    words = extra_words(ctx)
+    if asks_help(words):
+        from rayds.cli.formats import writer_help
+
+        click.echo(writer_help(fmt))
+        return
+    options = writer_options(fmt, [*media_words(save_media, image_ext), *words])
+    fmt.capabilities(options)  # ends it here when the format can't be written
+    chosen = choose_engine(engine, address)
+    with progress(f"converting to {fmt.name}", quiet) as advance:
+        dataset = read_dataset(input_path, input_format, read, engine=chosen, on_error=on_error, quiet=quiet)
+        target = output_dir or default_output(input_path, fmt.name, overwrite)
+        report = dataset.write(target, fmt, options, overwrite=overwrite, strict=strict, progress=advance)
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else str(report))
+
+
+def media_words(save_media: bool, image_ext: str | None) -> list[str]:
+    """The options of images, given before `--`, as words after it."""
+    words = ["--save-media=true"] if save_media else []
+    return [*words, f"--image-ext={image_ext}"] if image_ext else words
+
+
+def writer_options(fmt: Format, words: list[str]) -> Options:
+    """The writer's options from the words after `--`."""
+    try:
+        return fmt.WriteOptions.parse(words)
+    except UsageError as e:
+        raise UsageError(
+            f"{e} ('rayds convert -f {fmt.name} -- --help' lists the options of {fmt.name})"
+        ) from e
+
+
+def default_output(input_path: str, name: str, overwrite: bool) -> str:
+    """<input name>-<format> beside the input; with .1, .2, ... when that is there and must not be replaced."""
+    from rayds.storage import Storage
+
+    source = Storage(input_path)
+    stem = source.name if source.is_dir() else posixpath.splitext(source.name)[0]
+    base = f"{stem or 'dataset'}-{name}"
+    place = source.parent
+    taken = 0
+    while not overwrite and place.exists(f"{base}.{taken}" if taken else base):
+        taken += 1
+    return place.path(f"{base}.{taken}" if taken else base)

@@ -1,0 +1,156 @@
+"""The `rayds` command: its commands are imported when used, its errors are told in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from importlib import import_module
+from typing import IO, Any, NamedTuple
+
+import click
+
+from rayds import __version__
+from rayds.cli._common import DEBUG
+from rayds.errors import RaydsError, UnknownNameError, UsageError
+
+
+class Entry(NamedTuple):
+    """A command: where it is, and what the help page of the group says of it."""
+
+    module: str
+    section: str
+    help: str
+
+
+COMMANDS = {
+    "convert": Entry("rayds.cli.convert", "Datasets", "Write a dataset in another format."),
+    "detect": Entry("rayds.cli.formats", "Datasets", "Tell which format a dataset has, and why."),
+    "formats": Entry("rayds.cli.formats", "Formats", "List the formats, or show all about one."),
+}
+
+INTERRUPTED = 130
+
+
+class Failure(click.ClickException):
+    """An error as it is told to the user."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Root(click.Group):
+    """The group of all commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command: click.Command = getattr(import_module(entry.module), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UnknownNameError("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+            with formatter.section(section):
+                formatter.write_dl([(n, e.help) for n, e in COMMANDS.items() if e.section == section])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+                raise
+            except KeyboardInterrupt:
+                raise Failure("interrupted", INTERRUPTED) from None
+            except Exception as e:
+                if ctx.meta.get(DEBUG) or os.environ.get("RAYDS_DEBUG", "0") not in ("", "0"):
+                    traceback.print_exc()
+                raise failure(e) from e
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except click.Abort:
+            show_error(Failure("interrupted", INTERRUPTED))
+            sys.exit(INTERRUPTED)
+        except click.ClickException as e:
+            show_error(e)
+            sys.exit(e.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def failure(e: Exception) -> Failure:
+    """What the user is told of an exception, and the exit code."""
+    if isinstance(e, UsageError):
+        return Failure(str(e), 2)
+    if isinstance(e, RaydsError):
+        return Failure(str(e))
+    if isinstance(e, FileNotFoundError) and e.filename is not None:
+        return Failure(f"{os.fsdecode(e.filename)}: no such file or folder")
+    if isinstance(e, OSError):
+        return Failure(f"{os.fsdecode(e.filename)}: {e.strerror}" if e.filename is not None else str(e))
+    return Failure(f"internal error: {type(e).__name__}: {e} (RAYDS_DEBUG=1 shows where)")
+
+
+def show_error(e: click.ClickException) -> None:
+    """Print an error on stderr."""
+    plain = None if "NO_COLOR" not in os.environ else False
+    prefix = click.style("error:", fg="red", bold=True)
+    click.echo(f"{prefix} {e.format_message()}", err=True, color=plain)
+    ctx = getattr(e, "ctx", None)
+    if ctx is not None:
+        click.echo(f"Try '{ctx.command_path} --help'.", err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: IO[str] | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
+    click.echo(f"warning: {message}", err=True)
+
+
+@click.group(
+    cls=Root,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="'rayds COMMAND --help' shows the options of a command.",
+)
+@click.version_option(
+    __version__, "--version", prog_name="rayds", message="%(prog)s %(version)s", help="Show the version."
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors (also: RAYDS_DEBUG=1).")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Build, convert, clean, measure and explain computer-vision datasets, on one machine or on a Ray cluster."""
+    if debug:
+        ctx.meta[DEBUG] = True
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> None:
+    """The console script."""
+    cli(prog_name="rayds")

@@ -2,7 +2,9 @@
 
 Blocks are item tables in flight; an engine's handle on them is opaque and may be used many times (it is a
 recipe, not data). Every primitive keeps the order of items, except ``by_key``. Rows whose error column is
-set pass every stage untouched; ``iterate``, ``fold`` and ``write`` meet them at the end.
+set pass every stage untouched; ``iterate``, ``fold`` and ``write`` meet them at the end. Blocks without rows are
+dropped: no stage, fold or writer sees one. What a block holds is up to the engine: on a cluster the blocks of a
+shard may be joined or cut, so that a result must not depend on where blocks end.
 """
 
 from __future__ import annotations
@@ -76,9 +78,7 @@ class Engine(ABC):
         """Like map with the stage that `factory` makes once a worker (a loaded model), fed `batch_rows` at a time."""
 
     @abstractmethod
-    def by_key(
-        self, blocks: Blocks, keys: Sequence[str], fn: Stage, partitions: int | None = None
-    ) -> Blocks:
+    def by_key(self, blocks: Blocks, keys: Sequence[str], fn: Stage, partitions: int | None = None) -> Blocks:
         """fn over blocks in which all rows of a key stand together, keys ascending, rows of a key in source order.
 
         keys: names of string or integer columns. A call may see several keys; the order of calls is not defined.

@@ -32,6 +32,8 @@ class LocalBlocks:
 
     def run(self, block: Block) -> Block:
         for stage in self.stages:
+            if not block.num_rows:
+                break
             block = stage(block)
         return block
 
@@ -91,10 +93,14 @@ class LocalEngine(Engine):
     def fold(
         self, blocks: LocalBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]
     ) -> T | None:
-        result: T | None = None
-        for i, part in enumerate(ordered_map(lambda b: map_fn(blocks.run(b)), blocks.make(), self.workers)):
-            result = part if i == 0 else merge_fn(result, part)  # type: ignore[arg-type]
-        return result
+        def part(block: Block) -> list[T]:
+            block = blocks.run(block)
+            return [map_fn(block)] if block.num_rows else []
+
+        result: list[T] = []
+        for parts in ordered_map(part, blocks.make(), self.workers):
+            result = [merge_fn(result[0], parts[0])] if result and parts else result or parts
+        return result[0] if result else None
 
     def write(
         self, blocks: LocalBlocks, writer: Writer, progress: Callable[[int], None] | None = None
@@ -119,8 +125,8 @@ class LocalEngine(Engine):
 
     def iterate(self, blocks: LocalBlocks) -> Iterator[Block]:
         if not blocks.stages:
-            return blocks.make()
-        return ordered_map(blocks.run, blocks.make(), self.workers)
+            return _full(blocks.make())
+        return _full(ordered_map(blocks.run, blocks.make(), self.workers))
 
     def rechunk(self, blocks: LocalBlocks, rows: int) -> LocalBlocks:
         return LocalBlocks(lambda: rechunked(self.iterate(blocks), rows))
@@ -130,6 +136,11 @@ class LocalEngine(Engine):
 
     def adopt(self, held: list[Block]) -> LocalBlocks:
         return LocalBlocks(lambda: iter(held))
+
+
+def _full(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The blocks that have rows."""
+    return (block for block in blocks if block.num_rows)
 
 
 def sort_by_keys(table: Block, keys: Sequence[str]) -> Block:
@@ -177,7 +188,10 @@ class _Partitions:
         for i, tables in enumerate(self.held):
             if tables:
                 table = pa.concat_tables(tables)
-                with pa.OSFile(str(self._file(i, self.spills)), "wb") as f, pa.ipc.new_file(f, table.schema) as w:
+                with (
+                    pa.OSFile(str(self._file(i, self.spills)), "wb") as f,
+                    pa.ipc.new_file(f, table.schema) as w,
+                ):
                     w.write_table(table)
         self.held = [[] for _ in range(self.n)]
         self.bytes, self.spills = 0, self.spills + 1

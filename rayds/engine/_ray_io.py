@@ -1,0 +1,265 @@
+"""What the Ray engine hands to Ray Data: the source of shards, the sink of a writer, and the limits of both.
+
+Everything here but the constructors runs in Ray's workers. Import it where Ray is used, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import Datasink, Datasource
+from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.datasource import ReadTask
+
+from rayds.engine.base import Block, Position, Writer, add_counts
+from rayds.errors import EngineError
+
+# Ray's functions have no types.
+dumps: Callable[[Any], bytes] = ray.cloudpickle.dumps
+loads: Callable[[bytes], Any] = ray.cloudpickle.loads
+
+
+class Carried(Exception):  # noqa: N818
+    """An exception of user or format code on its way to the driver, whole.
+
+    Ray Data adds advice to the arguments of what passes it, which breaks messages and some classes.
+    """
+
+    def __init__(self, pickled: bytes, *added: Any) -> None:
+        super().__init__(pickled, *added)
+
+    @classmethod
+    def of(cls, error: Exception) -> Carried:
+        """The carrier of an error; of an EngineError with its text when the error can't be pickled."""
+        try:
+            pickled = dumps(error)
+            loads(pickled)
+        except Exception:
+            pickled = dumps(EngineError(f"{type(error).__name__}: {error}"))
+        return cls(pickled)
+
+    def original(self) -> BaseException:
+        """The error that was carried."""
+        error: BaseException = loads(self.args[0])
+        return error
+
+    def __str__(self) -> str:
+        return "see the error above"
+
+
+@contextmanager
+def carrying() -> Iterator[None]:
+    """Send exceptions from inside to the driver as they are."""
+    try:
+        yield
+    except Carried:
+        raise
+    except StopIteration as e:  # would end Ray's loop as if there were no more blocks
+        raise Carried.of(RuntimeError("a stage raised StopIteration")) from e
+    except Exception as e:
+        raise Carried.of(e) from e
+
+
+def attempt() -> int:
+    """How often the task that runs now died before: 0 for the first attempt, and outside of tasks."""
+    worker: Any = ray._private.worker.global_worker
+    return int(worker.core_worker.get_current_task_attempt_number()) if worker.connected else 0
+
+
+def bound_attempts(what: Callable[[], str], retries: int) -> None:
+    """Raise EngineError in a task that died more than `retries` times.
+
+    Ray Data itself starts the task of a dead worker again without end.
+    """
+    if (died := attempt()) > retries:
+        raise EngineError(
+            f"{what()}: the worker process died {died} times. It ran out of memory, or native code crashed on an "
+            "item; read this part alone with the local engine to find it, or give the workers more memory"
+        )
+
+
+def describe(block: Block) -> str:
+    """Which items a block holds, for messages."""
+    if "id" not in block.schema.names or not block.num_rows:
+        return f"a block of {block.num_rows} rows"
+    first, last = block.column("id")[0].as_py(), block.column("id")[-1].as_py()
+    return f"the block of items {first!r} to {last!r}" if block.num_rows > 1 else f"item {first!r}"
+
+
+def shard_name(shard: Any, index: int) -> str:
+    """How messages name a shard."""
+    return str(
+        getattr(shard, "name", None) or (shard if isinstance(shard, (str, int)) else f"number {index}")
+    )
+
+
+class ShardSource(Datasource):
+    """One read task a shard, in order; read: a reference to the function, so that no task carries it."""
+
+    def __init__(
+        self, shards: Sequence[Any], read: ray.ObjectRef[Callable[[Any], Iterable[Block]]], retries: int
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tasks = [
+            ReadTask(_reader(_by_reference(shard), shard_name(shard, i), read, retries), _metadata(shard))
+            for i, shard in enumerate(shards)
+        ]
+        sizes = [getattr(shard, "size", None) for shard in shards]
+        self._size = None if None in sizes else sum(int(n) for n in sizes if n is not None)
+
+    def get_name(self) -> str:
+        return "Shards"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return self._size
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        return self._tasks
+
+
+def _by_reference(shard: Any) -> Any:
+    """Tables in memory go to the object store; what formats plan is small and goes with the task."""
+    return ray.put(shard) if isinstance(shard, pa.Table) else shard
+
+
+def _metadata(shard: Any) -> BlockMetadata:
+    size = getattr(shard, "size", None)
+    return BlockMetadata(
+        num_rows=None, size_bytes=None if size is None else int(size), exec_stats=None, input_files=None
+    )
+
+
+def _reader(
+    shard: Any, name: str, read: ray.ObjectRef[Callable[[Any], Iterable[Block]]], retries: int
+) -> Callable[[], Iterator[Block]]:
+    def run() -> Iterator[Block]:
+        with carrying():
+            bound_attempts(lambda: f"shard {name}", retries)
+            for block in ray.get(read)(ray.get(shard) if isinstance(shard, ray.ObjectRef) else shard):
+                if block.num_rows:
+                    yield block
+
+    return run
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a task of the counting pass found: its number, its blocks, the sums of their counts."""
+
+    task: int
+    blocks: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a task of the writing pass did."""
+
+    task: int
+    rows: int
+    results: list[Any]
+
+
+class _Sink(Datasink[Any]):
+    """Collects what its tasks return, in block order; task numbers follow the order of the blocks."""
+
+    def __init__(self, writer: Writer, retries: int) -> None:
+        self.writer, self.retries = writer, retries
+        self.returned: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "returned": []}
+
+    def on_write_complete(self, write_result: Any) -> None:
+        self.returned = sorted((r for r in write_result.write_returns if r is not None), key=lambda r: r.task)
+
+
+def _full(blocks: Iterable[Any]) -> Iterator[Block]:
+    """The blocks that have rows, as tables."""
+    for block in blocks:
+        accessor = BlockAccessor.for_block(block)
+        if accessor.num_rows():
+            yield accessor.to_arrow()
+
+
+class CountSink(_Sink):
+    """The first pass of a write that needs offsets: writes nothing, counts."""
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> Counted:
+        n, counts = 0, dict[str, int]()
+        with carrying():
+            for block in _full(blocks):
+                n, counts = n + 1, add_counts(counts, self.writer.count(block))
+        return Counted(ctx.task_idx, n, counts)
+
+
+class WriteSink(_Sink):
+    """Drives a Writer.
+
+    starts: the position of each task's first block; None when tasks get one block each, whose number is the
+    task's. tally: an actor of Tally that is told of written rows, or None.
+    """
+
+    def __init__(
+        self, writer: Writer, retries: int, starts: Mapping[int, Position] | None = None, tally: Any = None
+    ) -> None:
+        super().__init__(writer, retries)
+        self.starts, self.tally = starts, tally
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> Written:
+        with carrying():
+            return self._write(list(_full(blocks)), ctx.task_idx)
+
+    def _write(self, full: list[Block], task: int) -> Written:
+        if full:
+            bound_attempts(lambda: f"writing {describe(full[0])}", self.retries)
+        if self.starts is None:
+            full = [pa.concat_tables(full)] if len(full) > 1 else full
+            position = Position(task)
+        else:
+            position = self.starts[task]
+        results, rows = [], 0
+        for block in full:
+            results.append(self.writer.write(block, position))
+            rows += block.num_rows
+            if self.tally is not None:
+                self.tally.tell.remote(task, rows)
+            offsets = position.offsets
+            if self.writer.needs_offsets:
+                offsets = add_counts(offsets, self.writer.count(block))
+            position = Position(position.index + 1, offsets)
+        return Written(task, rows, results)
+
+
+def start_positions(counted: Iterable[Counted]) -> dict[int, Position]:
+    """The position of every task's first block."""
+    starts: dict[int, Position] = {}
+    position = Position(0)
+    for task in counted:
+        starts[task.task] = position
+        position = Position(position.index + task.blocks, add_counts(position.offsets, task.counts))
+    return starts
+
+
+class Tally:
+    """An actor that knows the rows written so far. A repeated task counts once."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, int] = {}
+        self.total = 0
+
+    def tell(self, task: int, rows: int) -> None:
+        """A task has written so many rows by now."""
+        had = self.rows.get(task, 0)
+        if rows > had:
+            self.rows[task] = rows
+            self.total += rows - had
+
+    def read(self) -> int:
+        """Rows written by all tasks."""
+        return self.total

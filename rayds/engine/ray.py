@@ -1,0 +1,417 @@
+"""The distributed engine: the six primitives as Ray Data plans. Import it only where Ray is wanted.
+
+Order: `preserve_order` is on, and every operator numbers its tasks in the order of their inputs. Faults: Ray
+starts the task of a dead worker again; after `retries` times the task itself raises an EngineError.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from ray.data._internal.execution.interfaces.task_context import TaskContext
+from ray.exceptions import RayError
+
+from rayds.engine._ray_io import (
+    Carried,
+    CountSink,
+    ShardSource,
+    Tally,
+    WriteSink,
+    bound_attempts,
+    carrying,
+    describe,
+    dumps,
+    loads,
+    start_positions,
+)
+from rayds.engine.base import Block, Engine, Stage, Writer, guarded
+from rayds.errors import EngineError
+from rayds.schema import empty_table
+
+T = TypeVar("T")
+
+BLOCK_BYTES = 16 << 20
+PARTITION_BYTES = 64 << 20
+RETRIES = 3
+_TASK, _ROW, _PARTIAL = "__task", "__row", "partial"
+
+
+@dataclass(frozen=True)
+class RayBlocks:
+    """A lazy dataset, or None for no blocks at all. shards and size (bytes): of the source, to choose partitions."""
+
+    dataset: ray.data.Dataset | None
+    shards: int = 0
+    size: int | None = None
+
+
+class RayEngine(Engine):
+    """Runs stages as Ray Data tasks; connects at first use, unless Ray runs in this process already.
+
+    address: of a cluster ("auto" for the one on this machine; default RAY_ADDRESS, without it a private one is
+    started here). num_cpus: logical CPUs of the private cluster, or how many to use of another. retries: how often
+    a task whose worker died starts again. block_bytes: size of blocks between tasks. store_bytes: object store
+    of the private cluster.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self,
+        address: str | None = None,
+        num_cpus: int | None = None,
+        *,
+        retries: int = RETRIES,
+        block_bytes: int = BLOCK_BYTES,
+        store_bytes: int | None = None,
+    ) -> None:
+        self.address, self.num_cpus, self.retries = address, num_cpus, retries
+        self.block_bytes, self.store_bytes = block_bytes, store_bytes
+
+    def __repr__(self) -> str:
+        return f"RayEngine(address={self.address!r}, num_cpus={self.num_cpus})"
+
+    def source(self, shards: Sequence[T], read: Callable[[T], Iterable[Block]]) -> RayBlocks:
+        if not shards:
+            return RayBlocks(None)
+        with self._planning():
+            source = ShardSource(shards, ray.put(read), self.retries)
+            dataset = ray.data.read_datasource(source, override_num_blocks=len(shards))
+        return RayBlocks(dataset, len(shards), source.estimate_inmemory_data_size())
+
+    def map(self, blocks: RayBlocks, fn: Stage) -> RayBlocks:
+        return self._map(blocks, _bounded(guarded(fn), fn, self.retries))
+
+    def map_raw(self, blocks: RayBlocks, fn: Stage) -> RayBlocks:
+        """Like map with a stage that sees error rows too."""
+        return self._map(blocks, _bounded(fn, fn, self.retries))
+
+    def map_stateful(
+        self,
+        blocks: RayBlocks,
+        factory: Callable[[], Stage],
+        *,
+        batch_rows: int | None = None,
+        workers: int = 1,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+    ) -> RayBlocks:
+        if blocks.dataset is None:
+            return blocks
+        with self._planning():
+            return self._map(
+                blocks,
+                _Actor,
+                fn_constructor_kwargs={"factory": factory, "retries": self.retries},
+                # From one on: the stage starts when the cluster has room for one worker, not for all.
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=1),
+                batch_size=batch_rows,
+                num_cpus=num_cpus
+                if self._cpus() > num_cpus
+                else 0,  # leave one CPU to the tasks that feed it
+                num_gpus=num_gpus,
+            )
+
+    def by_key(
+        self, blocks: RayBlocks, keys: Sequence[str], fn: Stage, partitions: int | None = None
+    ) -> RayBlocks:
+        if blocks.dataset is None:
+            return blocks
+        with self._planning():
+            n = partitions or self._partitions(blocks)
+            numbered = self._map(blocks, _numbered())
+            assert numbered.dataset is not None
+            shuffled = RayBlocks(numbered.dataset.repartition(n, keys=list(keys)), n, blocks.size)
+        return self._map(shuffled, _bounded(_keyed(list(keys), guarded(fn)), fn, self.retries))
+
+    def fold(
+        self, blocks: RayBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]
+    ) -> T | None:
+        def part(block: Block) -> Block:
+            return _partials([map_fn(block)])
+
+        def merge(block: Block) -> Block:
+            return _partials([_merged(block, merge_fn)])
+
+        parts = self._map(self._map(blocks, _bounded(part, map_fn, self.retries)), merge)
+        result: T | None = None
+        for i, block in enumerate(self.iterate(parts)):
+            value = _merged(block, merge_fn)
+            result = value if i == 0 else merge_fn(result, value)  # type: ignore[arg-type]
+        return result
+
+    def write(
+        self, blocks: RayBlocks, writer: Writer, progress: Callable[[int], None] | None = None
+    ) -> list[Any]:
+        dataset = (self.rechunk(blocks, writer.rows) if writer.rows else blocks).dataset
+        if dataset is None:
+            return []
+        # Other arguments than those of maps keep Ray Data from fusing the write with them, so that a write task
+        # gets one block: the blocks of one large shard are written side by side.
+        args = {"max_retries": self.retries}
+        with _original_errors(), self._planning():
+            starts = None
+            if writer.needs_offsets:
+                dataset = dataset.materialize()
+                counter = CountSink(writer, self.retries)
+                dataset.write_datasink(counter, ray_remote_args=args)
+                starts = start_positions(counter.returned)
+            with _reported(progress) as tally:
+                sink = WriteSink(writer, self.retries, starts, tally)
+                dataset.write_datasink(sink, ray_remote_args=args)
+                if tally is not None:
+                    for task in sink.returned:
+                        ray.get(tally.tell.remote(task.task, task.rows))
+        return [result for task in sink.returned for result in task.results]
+
+    def iterate(self, blocks: RayBlocks) -> Iterator[Block]:
+        if blocks.dataset is None:
+            return
+        with _original_errors():
+            batches: Iterator[Any] = iter(
+                blocks.dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+            )
+        while True:
+            with _original_errors():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            if batch.num_rows:
+                yield batch
+
+    def rechunk(self, blocks: RayBlocks, rows: int) -> RayBlocks:
+        if blocks.dataset is None:
+            return blocks
+        with self._planning():
+            dataset = blocks.dataset.repartition(target_num_rows_per_block=rows, strict=True)
+        return RayBlocks(dataset, blocks.shards, blocks.size)
+
+    def materialize(self, blocks: RayBlocks) -> ray.data.Dataset | None:
+        if blocks.dataset is None:
+            return None
+        with _original_errors(), self._planning():
+            held: ray.data.Dataset = blocks.dataset.materialize()
+            return held
+
+    def adopt(self, held: ray.data.Dataset | None) -> RayBlocks:
+        if held is None:
+            return RayBlocks(None)
+        with self._planning():
+            dataset = ray.data.Dataset.copy(held, _deep_copy=True)
+            self._configure(dataset.context)
+        return RayBlocks(dataset, int(self._cpus()))
+
+    def to_native(self, blocks: RayBlocks) -> ray.data.Dataset:
+        """The blocks as a lazy ray.data.Dataset, error rows included."""
+        if blocks.dataset is None:
+            with self._planning():
+                return ray.data.from_arrow(empty_table())
+        return blocks.dataset
+
+    def _map(self, blocks: RayBlocks, fn: Any, **options: Any) -> RayBlocks:
+        if blocks.dataset is None:
+            return blocks
+        with self._planning():
+            dataset = blocks.dataset.map_batches(
+                fn, batch_format="pyarrow", **{"batch_size": None, **options}
+            )
+        return RayBlocks(dataset, blocks.shards, blocks.size)
+
+    def _cpus(self) -> float:
+        total = float(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        return min(total, self.num_cpus) if self.num_cpus else total
+
+    def _partitions(self, blocks: RayBlocks) -> int:
+        """A partition is held in memory whole: about PARTITION_BYTES each, at least one a CPU."""
+        by_size = blocks.shards if blocks.size is None else -(-blocks.size // PARTITION_BYTES)
+        return max(int(self._cpus()), min(by_size, 10_000), 1)
+
+    @contextmanager
+    def _planning(self) -> Iterator[None]:
+        """Ray Data's settings for the plans made inside; a plan keeps those it was made under."""
+        connect(self.address, self.num_cpus, self.store_bytes)
+        context = ray.data.DataContext.get_current().copy()
+        self._configure(context)
+        with ray.data.DataContext.current(context):
+            yield
+
+    def _configure(self, context: ray.data.DataContext) -> None:
+        context.execution_options.preserve_order = True
+        if self.num_cpus:
+            context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+                cpu=self.num_cpus
+            )
+        context.target_max_block_size = self.block_bytes
+        context.enable_fallback_to_arrow_object_ext_type = False
+        context.raise_original_map_exception = True
+        context.max_consecutive_actor_init_deaths = self.retries
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+
+
+def connect(address: str | None = None, num_cpus: int | None = None, store_bytes: int | None = None) -> None:
+    """Connect to a cluster, or start a private one, unless Ray runs in this process already; quietly."""
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local":
+            # No dashboard and only this machine: a token, which Ray would leave in the home folder, guards nothing.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            options.update(num_cpus=num_cpus, object_store_memory=store_bytes, include_dashboard=False)
+        try:
+            with _quiet_core():
+                ray.init(address=address, **options)
+        except (ConnectionError, RayError) as e:
+            raise EngineError(f"can't connect to the Ray cluster at {address!r}: {e}") from e
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the console; Ray's log files keep everything
+            handler.setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Keep Ray's C++ core, started inside, from logging to stderr, which it does past Python.
+
+    It takes a level from the environment, and logs that it did: so stderr is held back meanwhile.
+    """
+    if "RAY_BACKEND_LOG_LEVEL" in os.environ:
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            del os.environ["RAY_BACKEND_LOG_LEVEL"]
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+class _Actor:
+    """A worker of map_stateful."""
+
+    def __init__(self, factory: Callable[[], Stage], retries: int) -> None:
+        with carrying():
+            self.run = _bounded(guarded(factory()), factory, retries)
+
+    def __call__(self, block: Block) -> Block:
+        return self.run(block)
+
+
+def _bounded(stage: Stage, named: Any, retries: int) -> Stage:
+    """The stage, which gives up on a block after `retries` deaths; named: what messages call it."""
+    name = getattr(named, "__qualname__", None) or type(named).__qualname__
+
+    def run(block: Block) -> Block:
+        with carrying():
+            bound_attempts(lambda: f"stage {name}, {describe(block)}", retries)
+            return stage(block)
+
+    return run
+
+
+def _numbered() -> Stage:
+    """A stage that gives rows their place in the stream: the task, and the row among those of the task."""
+    rows = 0  # every task gets its own copy of this function
+
+    def run(block: Block) -> Block:
+        nonlocal rows
+        n = block.num_rows
+        place = pa.array(np.arange(rows, rows + n))
+        rows += n
+        context = TaskContext.get_current()
+        assert context is not None
+        task = pa.repeat(pa.scalar(context.task_idx, pa.int64()), n)
+        return block.append_column(_TASK, task).append_column(_ROW, place)
+
+    return run
+
+
+def _keyed(keys: list[str], stage: Stage) -> Stage:
+    """The stage over a partition sorted by keys, rows of a key in source order."""
+
+    def run(block: Block) -> Block:
+        order = pc.sort_indices(block, sort_keys=[(k, "ascending") for k in (*keys, _TASK, _ROW)])
+        return stage(block.drop_columns([_TASK, _ROW]).take(order))
+
+    return run
+
+
+def _partials(values: Sequence[Any]) -> Block:
+    return pa.table({_PARTIAL: pa.array([dumps(v) for v in values], pa.large_binary())})
+
+
+def _merged(block: Block, merge_fn: Callable[[T, T], T]) -> T:
+    values = (loads(v.as_py()) for v in block.column(_PARTIAL))
+    result: T = next(values)
+    for value in values:
+        result = merge_fn(result, value)
+    return result
+
+
+@contextmanager
+def _reported(progress: Callable[[int], None] | None) -> Iterator[Any]:
+    """An actor to tell of rows, whose news go to `progress` every second from a thread, and at the end."""
+    if progress is None:
+        yield None
+        return
+    tally: Any = ray.remote(num_cpus=0)(Tally).remote()
+    done = threading.Event()
+    told = 0
+
+    def report() -> None:
+        nonlocal told
+        total = ray.get(tally.read.remote())
+        if total > told:
+            progress(total - told)
+        told = total
+
+    def watch() -> None:
+        while not done.wait(1):
+            report()
+
+    thread = threading.Thread(target=watch, name="rayds-progress", daemon=True)
+    thread.start()
+    try:
+        yield tally
+    finally:
+        done.set()
+        thread.join()
+    report()
+
+
+@contextmanager
+def _original_errors() -> Iterator[None]:
+    """Raise what stages and formats raised in a worker as it was; Ray's own errors as EngineError."""
+    try:
+        yield
+    except RayError as e:
+        error: Any = e
+        while isinstance(error, RayError) or not isinstance(
+            error, Carried
+        ):  # Ray's wrapper is of both classes
+            error = getattr(error, "cause", None) or getattr(error, "__cause__", None)
+            if error is None or error is e:
+                raise EngineError(f"Ray could not finish the work: {e}") from e
+        raise error.original() from e

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,7 @@ class RaydsParquet(Format):
         return Confidence.no(f"no {INDEX}")
 
     def plan(self, files: Listing, ctx: PlanContext) -> Plan:
+        del ctx
         if files.file not in (None, INDEX):
             raise FormatError(f"{files.root.path(files.file)}: give the dataset's folder, or its {INDEX}")
         index = _load_index(files.root)
@@ -183,16 +185,11 @@ class RaydsParquet(Format):
             raise UsageError(f"--shard-size: {ctx.options.shard_size} is not 1 or more")
 
     def media_folder(self, subset: str, ctx: WriteContext) -> str:
+        del ctx
         return f"images/{subset}"
 
     def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> dict[str, Any]:
-        if ctx.options.embed:
-            parts: Iterable[pa.Table] = self._embedded(block, ctx)
-        elif ctx.options.save_media:
-            names = self.media_names(block, ctx)
-            parts = [with_media(block, path=names, data=None, encoding=None)]
-        else:
-            parts = [block]
+        parts = chain.from_iterable(self._parts(chunk, ctx) for chunk in _chunks(block))
         name = f"data/part-{position.index:05d}.parquet"
         found: dict[str, Any] = {"file": name, "items": 0, "annotations": 0, "subsets": {}, "row_groups": []}
         with ctx.out.create(name) as f:
@@ -207,6 +204,13 @@ class RaydsParquet(Format):
                         found["subsets"][v["values"]] = found["subsets"].get(v["values"], 0) + v["counts"]
             found["bytes"] = f.tell()
         return found
+
+    def _parts(self, chunk: pa.Table, ctx: WriteContext) -> Iterable[pa.Table]:
+        if ctx.options.embed:
+            return self._embedded(chunk, ctx)
+        if ctx.options.save_media:
+            return [with_media(chunk, path=self.media_names(chunk, ctx), data=None, encoding=None)]
+        return [chunk]
 
     def _embedded(self, block: pa.Table, ctx: WriteContext) -> Iterator[pa.Table]:
         """The block in small parts, with the bytes of the images in the place of their paths."""
@@ -374,7 +378,7 @@ def _resolve(block: pa.Table, ctx: ReadContext, file: str) -> pa.Table:
 
 def _properties(compression: str) -> dict[str, Any]:
     """Fixed writer properties, so that the same items give the same bytes."""
-    codecs = {c: compression for c in COLUMNS} | {BLOB: "none"}  # images are compressed already
+    codecs = dict.fromkeys(COLUMNS, compression) | {BLOB: "none"}  # images are compressed already
     return {
         "compression": codecs,
         "compression_level": {c: 1 for c in COLUMNS if c != BLOB} if compression == "zstd" else None,
@@ -393,6 +397,11 @@ def _load_media(row: dict[str, Any] | None, ext: str) -> bytes | DataError | Non
         return media.load(row, ext)
     except DataError as e:
         return e
+
+
+def _chunks(block: pa.Table) -> Iterator[pa.Table]:
+    """A block as tables of one chunk: blocks of packed images pass the 2 GB that one Arrow array holds."""
+    return (pa.Table.from_batches([batch]) for batch in block.to_batches())
 
 
 def _row_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -73,6 +73,8 @@ class DatasetItem:
         """A copy with some fields changed."""
         if "image" in changes:
             changes["media"] = Image.of(changes.pop("image"))
+        if "point_cloud" in changes:
+            changes["media"] = PointCloud.of(changes.pop("point_cloud"))
         return replace(self, **changes)
 
     def __repr__(self) -> str:
@@ -96,7 +98,15 @@ def _default(value: Any) -> Any:
 
 def dump_json(value: dict[str, Any]) -> str | None:
     """The text that the JSON columns hold; None for an empty dict."""
-    return json.dumps(value, default=_default, ensure_ascii=False, separators=(",", ":")) if value else None
+    if not value:
+        return None
+    text = json.dumps(value, default=_default, ensure_ascii=False, separators=(",", ":"))
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can say ("\ud800") and UTF-8 can't
+            return json.dumps(value, default=_default, separators=(",", ":"))
+    return text
 
 
 def load_json(text: str | None) -> dict[str, Any]:

@@ -9,24 +9,33 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rayds.errors import DataError
-from rayds.storage import Storage, is_url, read_url
+from rayds.storage import Storage, is_url, read_url, safe_output
 
 Pixels = npt.NDArray[Any]
 
-IMAGE_EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jp2 .png .bmp .dib .tif .tiff .tga .webp .pfm .sr .ras .exr .hdr .pic .pbm .pgm .ppm .pxm .pnm".split()
-)
+IMAGE_EXTENSIONS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".webp",
+    ".pfm", ".sr", ".ras", ".exr", ".hdr", ".pic", ".pbm", ".pgm", ".ppm", ".pxm", ".pnm",
+))  # fmt: skip
 MAX_PIXELS = int(os.environ.get("RAYDS_MAX_PIXELS", 512 << 20))  # a decompression bomb guard
 PROBE_BYTES = 64 << 10
+FLOAT_EXTENSIONS = frozenset((".exr", ".hdr", ".pic", ".pfm", ".tif", ".tiff"))
+DEEP_EXTENSIONS = FLOAT_EXTENSIONS | {".png", ".jp2", ".pgm", ".ppm", ".pnm", ".pxm"}  # hold 16 bits
+_NO_ALPHA = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".ppm", ".pnm", ".pxm", ".pfm", ".hdr", ".pic", ".ras", ".sr")
+)
+_NO_GRAY = frozenset((".ppm", ".ras", ".sr"))
 
 
 def is_image(name: str) -> bool:
@@ -126,12 +135,20 @@ class Image(Media):
         return self.data is not None or bool(self.path and _exists(self.path))
 
     def to_row(self) -> dict[str, Any]:
-        data, encoding = self.data, self.encoding
+        data, encoding, size = self.data, self.encoding, self.size
         if data is not None and not isinstance(data, (bytes, bytearray)):
-            data, encoding = encode(self.pixels, ".png"), ".png"
-        elif data is not None and encoding is None:
-            encoding = guess_encoding(data)
-        size = self.size or (self.get_size() if data is not None else None)
+            pixels = self.pixels
+            data, encoding, size = (
+                encode(pixels, ".png"),
+                ".png",
+                (int(pixels.shape[0]), int(pixels.shape[1])),
+            )
+        elif data is not None:
+            encoding = encoding or guess_encoding(data)
+            try:
+                size = self.get_size()
+            except DataError:  # whoever needs the size will say that the bytes are damaged
+                size = None
         return {
             "kind": self.kind,
             "path": self.path or None,
@@ -199,25 +216,69 @@ def guess_encoding(data: bytes) -> str:
 
 
 def probe_bytes(data: bytes, name: str | None = None) -> tuple[int, int]:
-    """(height, width) from the first bytes of an image, as stored (no EXIF rotation).
+    """(height, width) of the pixels that `decode` gives, from the first bytes of an image.
 
+    That is as stored, EXIF rotation not applied, but for TIFF, whose decoder applies it.
     Raises DataError when the header can't be read.
     """
+    found = _own_header(bytes(data[:4096]))
+    if found is None:
+        found = _imagesize(data) or _pillow_size(data)
+    if found is None or found[0] <= 0 or found[1] <= 0:
+        raise DataError("not an image, or its header is damaged", file=name)
+    return found
+
+
+_NETPBM = re.compile(rb"P[1-6Ff](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
+_RADIANCE = re.compile(rb"\n[-+]Y +(\d{1,9}) +[-+]X +(\d{1,9})\n")
+_EXR = re.compile(rb"\0dataWindow\0box2i\0\x10\0\0\0(.{16})", re.DOTALL)
+
+
+def _own_header(head: bytes) -> tuple[int, int] | None:
+    """(height, width) of the formats that imagesize and Pillow don't know whole; (0, 0) for a damaged one."""
+    if re.match(rb"P[1-6Ff]\s", head):
+        netpbm = _NETPBM.match(head)
+        return (int(netpbm[2]), int(netpbm[1])) if netpbm else (0, 0)
+    if head.startswith(b"#?"):
+        radiance = _RADIANCE.search(head)
+        return (int(radiance[1]), int(radiance[2])) if radiance else (0, 0)
+    if head.startswith(b"v/1\x01"):
+        exr = _EXR.search(head)
+        if not exr:
+            return 0, 0
+        left, top, right, bottom = struct.unpack("<4i", exr[1])
+        return bottom - top + 1, right - left + 1
+    return None
+
+
+@cache
+def _rotation_options() -> dict[str, bool]:
+    import inspect
+
     import imagesize
+
+    return {"exif_rotation": False} if "exif_rotation" in inspect.signature(imagesize.get).parameters else {}
+
+
+def _imagesize(data: bytes) -> tuple[int, int] | None:
+    import imagesize
+
+    tiff = bytes(data[:4]) in (b"II*\0", b"MM\0*")
+    try:
+        width, height = imagesize.get(io.BytesIO(data), **({} if tiff else _rotation_options()))
+    except (ValueError, OSError, LookupError, OverflowError, SyntaxError, TypeError, struct.error):
+        return None  # a cut or unknown header: let Pillow try
+    return (int(height), int(width)) if width > 0 and height > 0 else None
+
+
+def _pillow_size(data: bytes) -> tuple[int, int] | None:
     from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
 
     try:
-        width, height = imagesize.get(io.BytesIO(data))
-    except (ValueError, OSError, LookupError, OverflowError, SyntaxError, TypeError, struct.error):
-        width, height = -1, -1  # a cut or unknown header: let Pillow try
-    if width <= 0 or height <= 0:
-        try:
-            with Pillow.open(io.BytesIO(data)) as im:
-                width, height = im.size
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as e:
-            raise DataError("not an image, or its header is damaged", file=name) from e
-    return int(height), int(width)
+        with Pillow.open(io.BytesIO(data)) as im:
+            return int(im.height), int(im.width)
+    except (OSError, ValueError, SyntaxError, struct.error, Pillow.DecompressionBombError):
+        return None
 
 
 def probe(path: str) -> tuple[int, int] | None:
@@ -246,7 +307,7 @@ def decode(data: bytes, name: str | None = None, flags: int | None = None) -> Pi
     if not data:
         raise DataError("the image file is empty", file=name)
     try:
-        height, width = probe_bytes(data[:PROBE_BYTES] if len(data) > PROBE_BYTES else data, name)
+        height, width = probe_bytes(data, name)
     except DataError:
         height = width = 0  # let the decoder say it
     if height * width > MAX_PIXELS:
@@ -260,7 +321,9 @@ def decode(data: bytes, name: str | None = None, flags: int | None = None) -> Pi
     except cv2.error as e:
         raise DataError(f"the image can't be decoded ({e.err})", file=name) from e
     if pixels is None:
-        raise DataError("the image can't be decoded", file=name, remedy="Replace the file or leave the item out")
+        raise DataError(
+            "the image can't be decoded", file=name, remedy="Replace the file or leave the item out"
+        )
     return pixels
 
 
@@ -270,16 +333,16 @@ def encode(pixels: Pixels, ext: str, quality: int = 95) -> bytes:
 
     pixels = np.asarray(pixels)
     ext = ext.lower()
-    if pixels.dtype == np.bool_ or (pixels.dtype.kind in "fiu" and pixels.dtype not in (np.uint8, np.uint16)):
-        if ext not in (".exr", ".hdr", ".pfm", ".tif", ".tiff") or pixels.dtype.kind != "f":
-            pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-        else:
-            pixels = pixels.astype(np.float32)
-    if same_encoding(ext, ".jpg"):
-        if pixels.dtype == np.uint16:
-            pixels = (pixels >> 8).astype(np.uint8)
-        if pixels.ndim == 3 and pixels.shape[2] == 4:
-            pixels = pixels[:, :, :3]
+    if pixels.dtype.kind == "f" and ext in FLOAT_EXTENSIONS:
+        pixels = pixels.astype(np.float32)
+    elif pixels.dtype == np.uint16 and ext not in DEEP_EXTENSIONS:
+        pixels = (pixels >> 8).astype(np.uint8)
+    elif pixels.dtype.kind in "bfiu" and pixels.dtype not in (np.uint8, np.uint16):
+        pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and ext in _NO_ALPHA:
+        pixels = pixels[:, :, :3]
+    if pixels.ndim == 2 and ext in _NO_GRAY:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if same_encoding(ext, ".jpg") else []
     try:
         done, out = cv2.imencode(ext, pixels, options)
@@ -307,17 +370,20 @@ def load(row: dict[str, Any], ext: str, *, make: Callable[[Pixels], Pixels] | No
     if make is None and (row["kind"] != "image" or same_encoding(ext, _source_ext(row))):
         return bytes(data)
     pixels = decode(data, path)
+    if pixels.dtype.kind == "f" and ext.lower() not in FLOAT_EXTENSIONS:
+        pixels = pixels * 255  # 1.0 is white
     return encode(make(pixels) if make else pixels, ext)
 
 
-def save(row: dict[str, Any], out: Storage, name: str, *, make: Callable[[Pixels], Pixels] | None = None) -> None:
+def save(
+    row: dict[str, Any], out: Storage, name: str, *, make: Callable[[Pixels], Pixels] | None = None
+) -> None:
     """Write the media of a row of MEDIA_TYPE to `name` in a storage.
 
     Bytes are copied when the extension names the same encoding, else decoded and encoded again.
     Raises DataError when the media is missing or unreadable, or when `name` would leave its folder.
     """
-    if ".." in name.replace("\\", "/").split("/"):  # names come from ids and subsets of untrusted data
-        raise DataError(f"the file name {name!r} leaves its folder", remedy="Rename the item or its subset")
+    safe_output(name)  # it comes from ids and subsets of untrusted data
     ext = posixpath.splitext(name)[1]
     path = row["path"]
     copied = make is None and (row["kind"] != "image" or same_encoding(ext, _source_ext(row)))

@@ -12,14 +12,19 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from rayds.errors import UnknownNameError, UsageError
 
-O = TypeVar("O", bound="Options")
+Made = TypeVar("Made", bound="Options")
 
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
 
 
 def option(
-    default: Any = MISSING, *, help: str, choices: Sequence[str] = (), aliases: Sequence[str] = (), short: str = ""
+    default: Any = MISSING,
+    *,
+    help: str,
+    choices: Sequence[str] = (),
+    aliases: Sequence[str] = (),
+    short: str = "",
 ) -> Any:
     """A field of an Options class. aliases: other spellings of the flag; choices: the allowed texts.
 
@@ -34,7 +39,7 @@ class Options:
     """Base of option classes. Fields are bool, int, float, str, X | None or tuple[X, ...]."""
 
     @classmethod
-    def make(cls: type[O], values: Mapping[str, Any]) -> O:
+    def make(cls: type[Made], values: Mapping[str, Any]) -> Made:
         """Options from Python keywords; raises UnknownNameError for a name that is none, UsageError for a bad value."""
         flags = cls._flags()
         made: dict[str, Any] = {}
@@ -42,14 +47,16 @@ class Options:
             f = flags.get(name.replace("_", "-"))
             if f is None:
                 raise UnknownNameError("option", name, {f.name for f in dataclasses.fields(cls)})
-            made[f.name] = _coerce(f, value, typing.get_type_hints(cls)[f.name])
+            hint = typing.get_type_hints(cls)[f.name]
+            if value is not None or _optional(hint):  # None for an option that can't be so: its default
+                made[f.name] = _coerce(f, value, hint)
         missing = [f.name for f in dataclasses.fields(cls) if f.default is MISSING and f.name not in made]
         if missing:
             raise UsageError(f"the option {missing[0].replace('_', '-')!r} is required")
         return cls(**made)
 
     @classmethod
-    def parse(cls: type[O], args: Sequence[str]) -> O:
+    def parse(cls: type[Made], args: Sequence[str]) -> Made:
         """Options from command-line words: --name VALUE, --name=VALUE, --flag. "-" and "_" are the same."""
         flags = cls._flags()
         hints = typing.get_type_hints(cls)
@@ -62,12 +69,14 @@ class Options:
             name, eq, value = word.lstrip("-").partition("=")
             f = flags.get(name.replace("_", "-"))
             if f is None:
-                raise UnknownNameError("option", word.partition("=")[0], [f"--{n}" for n in flags if len(n) > 1])
+                raise UnknownNameError(
+                    "option", word.partition("=")[0], [f"--{n}" for n in flags if len(n) > 1]
+                )
             base, many = _base(hints[f.name])
             if not eq:
                 if base is bool and (not words or words[0].lower() not in _TRUE | _FALSE):
                     value = "true"
-                elif not words:
+                elif not words or _flag_name(words[0]) in flags:
                     raise UsageError(f"the option --{name} needs a value")
                 else:
                     value = words.pop(0)
@@ -81,7 +90,11 @@ class Options:
     def _flags(cls) -> dict[str, dataclasses.Field[Any]]:
         found = {}
         for f in dataclasses.fields(cls):
-            for name in (f.name.replace("_", "-"), *f.metadata.get("aliases", ()), f.metadata.get("short") or ""):
+            for name in (
+                f.name.replace("_", "-"),
+                *f.metadata.get("aliases", ()),
+                f.metadata.get("short") or "",
+            ):
                 if name:
                     found[name] = f
         return found
@@ -108,6 +121,15 @@ class Options:
         return rows
 
 
+def _flag_name(word: str) -> str | None:
+    """The name in a word that looks like --name or --name=VALUE."""
+    return word[2:].partition("=")[0].replace("_", "-") if word.startswith("--") else None
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)
+
+
 def _show(value: Any) -> str:
     if value is None or value == ():
         return "-"
@@ -131,6 +153,8 @@ def _coerce(f: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     if value is None:
         return None
     if many:
+        if not isinstance(value, (str, list, tuple, set, frozenset)):
+            value = [value]
         parts = value.split(",") if isinstance(value, str) else list(value)
         return tuple(_one(f, flag, p.strip() if isinstance(p, str) else p, base) for p in parts if p != "")
     return _one(f, flag, value, base)
@@ -148,19 +172,23 @@ def _one(f: dataclasses.Field[Any], flag: str, value: Any, base: type) -> Any:
         if str(value) not in choices:
             raise UsageError(f"{flag}: {value!r} is not one of {', '.join(dict.fromkeys(choices.values()))}")
         return choices[str(value)]
-    if isinstance(value, base):
+    if isinstance(value, base) and not isinstance(value, bool):
         return value
+    if base is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
+        raise UsageError(f"{flag}: {value!r} is not an int")
     try:
         return base(value)
     except (TypeError, ValueError) as e:
-        raise UsageError(f"{flag}: {value!r} is not a {base.__name__}") from e
+        raise UsageError(f"{flag}: {value!r} is not {'an' if base is int else 'a'} {base.__name__}") from e
 
 
 @dataclass(frozen=True)
 class SaveMedia(Options):
     """The options that every writer has."""
 
-    save_media: bool = option(False, aliases=("save-images",), help="write the images too, not only annotations")
+    save_media: bool = option(
+        False, aliases=("save-images",), help="write the images too, not only annotations"
+    )
     image_ext: str | None = option(
         None, help="extension of the images, e.g. .png (default: that of the source, else the format's own)"
     )

@@ -119,9 +119,7 @@ def media_rows(n: int, **columns: Any) -> pa.StructArray:
 
 def mask_rows(n: int, height: Any, width: Any, counts: Any) -> pa.StructArray:
     """n mask structs; rows whose `counts` is null become null masks."""
-    arrays = [
-        _column(v, n, t) for v, t in ((height, pa.int32()), (width, pa.int32()), (counts, pa.string()))
-    ]
+    arrays = [_column(v, n, t) for v, t in ((height, pa.int32()), (width, pa.int32()), (counts, pa.string()))]
     return pa.StructArray.from_arrays(arrays, fields=list(MASK_TYPE), mask=pc.is_null(arrays[2]))
 
 
@@ -132,7 +130,9 @@ def list_of(values: pa.Array, counts: npt.NDArray[Any]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def item_table(n: int, annotations: pa.StructArray | None = None, counts: Any = None, **columns: Any) -> pa.Table:
+def item_table(
+    n: int, annotations: pa.StructArray | None = None, counts: Any = None, **columns: Any
+) -> pa.Table:
     """An item table of n rows from columns; `annotations` flat, `counts[i]` of them belonging to row i."""
     if annotations is None:
         annotations, counts = annotation_rows(0), np.zeros(n, np.int32)
@@ -255,7 +255,13 @@ def conform(table: pa.Table) -> pa.Table:
     arrays = []
     for field in schema:
         if field.name in table.schema.names:
-            arrays.append(table.column(field.name).cast(field.type))
+            try:
+                arrays.append(table.column(field.name).cast(field.type))
+            except pa.ArrowException as e:
+                have = table.column(field.name).type
+                raise ValueError(
+                    f"the column {field.name!r} is {have}, which is not {field.type}: {e}"
+                ) from e
         elif field.name == "subset":
             arrays.append(_column(DEFAULT_SUBSET, table.num_rows, pa.string()))
         else:

@@ -14,14 +14,14 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
-from rayds.errors import DataError, OutputExistsError, StorageError
+from rayds.errors import DataError, OutputExistsError, RaydsError, StorageError
 
 REMOTE_THREADS = 16
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://|^[a-zA-Z0-9+.-]+::")
@@ -37,11 +37,22 @@ def safe_relative(path: str, *, file: str | None = None, item: str | None = None
     clean = path.replace("\\", "/")
     if clean.startswith("/") or re.match(r"^[a-zA-Z]:/", clean) or "\0" in clean:
         raise DataError(f"the path {path!r} is not relative to the dataset", file=file, item=item)
-    if ".." in clean.split("/"):
-        if posixpath.normpath(clean).startswith(".."):
-            raise DataError(f"the path {path!r} leaves the dataset folder", file=file, item=item)
+    if clean and not {"", ".", ".."}.isdisjoint(clean.split("/")):
         clean = posixpath.normpath(clean)
-    return clean.removeprefix("./")
+        if clean == ".." or clean.startswith("../"):
+            raise DataError(f"the path {path!r} leaves the dataset folder", file=file, item=item)
+    return clean
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Turn errors of the system into a StorageError that names the path; a missing file stays FileNotFoundError."""
+    try:
+        yield
+    except (FileNotFoundError, RaydsError):
+        raise
+    except OSError as e:
+        raise StorageError(f"{path}: {e.strerror or e}") from e
 
 
 class Storage:
@@ -53,7 +64,7 @@ class Storage:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
         if is_url(text):
-            self.url = text.rstrip("/")
+            self.url = re.sub(r"(?<![:/])/+$", "", text)  # "memory://" stays
         else:
             self.url = str(Path(re.sub(r"^(file|local)://", "", text)).expanduser().absolute())
 
@@ -81,7 +92,9 @@ class Storage:
 
     def path(self, name: str = "") -> str:
         """The full path or URL of a name."""
-        return f"{self.url}/{name}" if name else self.url
+        if not name:
+            return self.url
+        return f"{self.url}{name}" if self.url.endswith("/") else f"{self.url}/{name}"
 
     def _inner(self, name: str) -> str:
         return f"{self._fs[1]}/{name}" if name else self._fs[1]
@@ -93,7 +106,10 @@ class Storage:
     @property
     def parent(self) -> Storage:
         """The storage of the folder that holds this one."""
-        return Storage(self.url.rsplit("/", 1)[0] or "/")
+        above = self.url.rpartition("/")[0]
+        if not self.local and not is_url(above):  # a bucket: above it is only the scheme
+            return Storage(self.url[: self.url.index("://") + 3])
+        return Storage(above or "/")
 
     @property
     def name(self) -> str:
@@ -105,13 +121,11 @@ class Storage:
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """A file for reading, in bytes."""
-        try:
-            with open(self.path(name), "rb") if self.local else self._fs[0].open(self._inner(name), "rb") as f:
-                yield f
-        except FileNotFoundError:
-            raise
-        except OSError as e:
-            raise StorageError(f"{self.path(name)}: {e}") from e
+        with (
+            _naming(self.path(name)),
+            open(self.path(name), "rb") if self.local else self._fs[0].open(self._inner(name), "rb") as f,
+        ):
+            yield f
 
     def read_bytes(self, name: str) -> bytes:
         """The whole content of a file."""
@@ -125,7 +139,10 @@ class Storage:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as e:
             raise DataError(
-                "not UTF-8 text", file=self.path(name), place=f"byte {e.start}", remedy="Save the file as UTF-8"
+                "not UTF-8 text",
+                file=self.path(name),
+                place=f"byte {e.start}",
+                remedy="Save the file as UTF-8",
             ) from e
 
     def head(self, name: str, size: int = 4096) -> bytes:
@@ -141,7 +158,8 @@ class Storage:
             with self.open(name) as f:
                 f.seek(start)
                 return f.read(end - start)
-        data: bytes = self._fs[0].cat_file(self._inner(name), start=start, end=end)
+        with _naming(self.path(name)):
+            data: bytes = self._fs[0].cat_file(self._inner(name), start=start, end=end)
         return data
 
     def read_many(self, names: Sequence[str], missing_ok: bool = False) -> list[bytes | None]:
@@ -181,19 +199,26 @@ class Storage:
         dirs, files = [], []
         if self.local:
             try:
-                with os.scandir(self.path(name)) as found:
+                with _naming(self.path(name)), os.scandir(self.path(name) or "/") as found:
                     for entry in found:
                         (dirs if entry.is_dir() else files).append(entry.name)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-        else:
-            try:
-                for info in self._fs[0].ls(self._inner(name), detail=True):
-                    base = info["name"].rstrip("/").rsplit("/", 1)[-1]
-                    if base:
-                        (dirs if info["type"] == "directory" else files).append(base)
             except FileNotFoundError:
                 pass
+            except StorageError as e:
+                if not isinstance(e.__cause__, NotADirectoryError):
+                    raise
+        else:
+            folder = self._inner(name).strip("/")
+            try:
+                with _naming(self.path(name)):
+                    listed = self._fs[0].ls(self._inner(name), detail=True)
+            except FileNotFoundError:
+                listed = []
+            for info in listed:
+                full = info["name"].strip("/")
+                if full != folder:  # object stores list a folder's own marker too
+                    base = full.rsplit("/", 1)[-1]
+                    (dirs if info["type"] == "directory" else files).append(base)
         return sorted(dirs), sorted(files)
 
     # writing
@@ -212,19 +237,21 @@ class Storage:
             self._fs[0].pipe_file(self._inner(name), bytes(data))
             return
         path = self.path(name)
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.part"
+        folder = os.path.dirname(path)
+        temporary = f"{folder}/.{uuid.uuid4().hex[:8]}.part"  # short: the name itself may have all 255 bytes
         try:
-            try:
-                f = open(temporary, "wb")  # noqa: SIM115 (closed below; the retry needs both names)
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                f = open(temporary, "wb")  # noqa: SIM115
-            with f:
-                f.write(data)
-            os.replace(temporary, path)
-        except OSError as e:
+            with _naming(path):
+                try:
+                    f = open(temporary, "wb")  # noqa: SIM115 (closed below; the retry needs both names)
+                except FileNotFoundError:
+                    os.makedirs(folder, exist_ok=True)
+                    f = open(temporary, "wb")  # noqa: SIM115
+                with f:
+                    f.write(data)
+                os.replace(temporary, path)
+        except BaseException:
             with_suppress_unlink(temporary)
-            raise StorageError(f"{path}: {e.strerror or e}") from e
+            raise
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole, UTF-8."""
@@ -233,6 +260,9 @@ class Storage:
     def write_files(self, folder: str, files: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
         """Write many small files of one folder. Not atomic one by one: for staging folders."""
         pairs = list(files.items() if isinstance(files, Mapping) else files)
+        for name, _ in pairs:
+            if name.startswith("/") or ".." in name:  # names come from ids of untrusted data
+                safe_output(name)
         if not self.local:
             self._fs[0].pipe({self._inner(posixpath.join(folder, n)): bytes(d) for n, d in pairs})
             return
@@ -248,7 +278,7 @@ class Storage:
                     made.add(parent)
                 fd = os.open(name, flags, 0o644, dir_fd=dir_fd)
                 try:
-                    view = memoryview(data)
+                    view = memoryview(data).cast("B")
                     written = os.write(fd, view)
                     while written < len(view):
                         written += os.write(fd, view[written:])
@@ -262,12 +292,12 @@ class Storage:
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         """A file for writing, in bytes. Not atomic: for staging folders."""
-        self.makedirs(posixpath.dirname(name))
-        try:
-            with open(self.path(name), "wb") if self.local else self._fs[0].open(self._inner(name), "wb") as f:
+        with _naming(self.path(name)):
+            self.makedirs(posixpath.dirname(name))
+            with (
+                open(self.path(name), "wb") if self.local else self._fs[0].open(self._inner(name), "wb") as f
+            ):
                 yield f
-        except OSError as e:
-            raise StorageError(f"{self.path(name)}: {e}") from e
 
     def copy_in(self, source: str, name: str) -> None:
         """Copy the bytes of a file (a full path or URL) into this folder."""
@@ -318,10 +348,19 @@ class Storage:
             return
         old = None
         if os.path.isdir(self.url):
+            if (
+                os.path.ismount(self.url)
+                or os.path.islink(self.url)
+                or os.path.samefile(self.url, os.getcwd())
+            ):
+                self._replace_content(staging)
+                return
             old = f"{self.url}.{uuid.uuid4().hex[:8]}.old"
-            os.rename(self.url, old)
+            with _naming(self.url):
+                os.rename(self.url, old)
         try:
-            os.rename(staging.url, self.url)
+            with _naming(self.url):
+                os.rename(staging.url, self.url)
         except OSError:
             if old:
                 os.rename(old, self.url)
@@ -329,27 +368,37 @@ class Storage:
         if old:
             shutil.rmtree(old, ignore_errors=True)
 
+    def _replace_content(self, staging: Storage) -> None:
+        """publish for a folder that can't be renamed: a mount, a link, the working folder."""
+        with _naming(self.url):
+            for name in os.listdir(self.url):
+                self.remove(name)
+            for name in os.listdir(staging.url):
+                shutil.move(staging.path(name), self.path(name))
+        staging.remove()
+
+
+def safe_output(name: str) -> str:
+    """The name of an output file, relative to the output; raises DataError when it would leave its folder."""
+    if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
+        raise DataError(f"the file name {name!r} leaves its folder", remedy="Rename the item or its subset")
+    return name
+
 
 def with_suppress_unlink(path: str) -> None:
     """Remove a local file if it is there."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def read_url(path: str) -> bytes:
     """The content of a full path or URL; raises FileNotFoundError, or StorageError naming it."""
-    if not is_url(path):
-        try:
-            return Path(path).read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as e:
-            raise StorageError(f"{path}: {e.strerror or e}") from e
-    fs, inner = fsspec.core.url_to_fs(path)
-    data: bytes = fs.cat_file(inner)
-    return data
+    with _naming(path):
+        if not is_url(path):
+            return Path(re.sub(r"^(file|local)://", "", path)).read_bytes()
+        fs, inner = fsspec.core.url_to_fs(path)
+        data: bytes = fs.cat_file(inner)
+        return data
 
 
 def check_output(out: Storage, inputs: Sequence[str], overwrite: bool) -> None:
@@ -364,11 +413,13 @@ def check_output(out: Storage, inputs: Sequence[str], overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputExistsError(f"{out.url} exists and is not empty (pass --overwrite to replace it)")
+    target = os.path.realpath(out.url) if out.local else out.url
     kept = [Storage(i).url for i in inputs]
     if out.local:
-        kept += [os.getcwd(), os.path.expanduser("~"), "/"]
+        kept = [os.path.realpath(i) for i in kept if not is_url(i)]
+        kept += [os.getcwd(), os.path.realpath(os.path.expanduser("~")), "/"]
     for path in kept:
-        if path == out.url or path.startswith(out.url.rstrip("/") + "/"):
+        if path == target or path.startswith(target.rstrip("/") + "/"):
             raise OutputExistsError(f"{out.url} holds {path} and can't be replaced; give another folder")
 
 
@@ -437,9 +488,9 @@ class Listing:
     def _glob(self, folder: str, parts: list[str]) -> Iterator[str]:
         head, rest = parts[0], parts[1:]
         if head == "**":
-            yield from self._glob(folder, rest)
-            for d in self.dirs(folder):
-                yield from self._glob(posixpath.join(folder, d), parts)
+            rest = rest or ["*"]
+            for inner in self._folders(folder):
+                yield from self._glob(inner, rest)
             return
         names = self.dirs(folder) if rest else self.files(folder)
         for name in names:
@@ -452,8 +503,18 @@ class Listing:
 
     def walk(self, folder: str = "") -> Iterator[str]:
         """All files below a folder, sorted within each folder, hidden folders left out."""
-        for name in self.files(folder):
-            yield posixpath.join(folder, name)
+        for inner in self._folders(folder):
+            for name in self.files(inner):
+                yield posixpath.join(inner, name)
+
+    def _folders(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+        """A folder and all below it, but hidden ones and links to a folder that is being walked."""
+        if self.root.local:
+            real = os.path.realpath(self.root.path(folder))
+            if real in above:
+                return
+            above = (*above, real)
+        yield folder
         for name in self.dirs(folder):
             if not name.startswith("."):
-                yield from self.walk(posixpath.join(folder, name))
+                yield from self._folders(posixpath.join(folder, name), above)

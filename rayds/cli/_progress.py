@@ -25,9 +25,13 @@ def progress(what: str, quiet: bool = False, total: int | None = None) -> Abstra
     return _bar(what, total) if sys.stderr.isatty() else _lines(what, total)
 
 
+def _ignore(items: int) -> None:
+    del items
+
+
 @contextmanager
 def _none() -> Iterator[Advance]:
-    yield lambda items: None
+    yield _ignore
 
 
 def _state(done: int, total: int | None, seconds: float) -> str:

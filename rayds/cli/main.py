@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from typing import IO, Any, NamedTuple
 
@@ -30,15 +31,24 @@ COMMANDS = {
     "formats": Entry("rayds.cli.formats", "Formats", "List the formats, or show all about one."),
 }
 
-INTERRUPTED = 130
-
 
 class Failure(click.ClickException):
-    """An error as it is told to the user."""
+    """The data or the job failed, as it is told to the user."""
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+
+class Misuse(Failure):
+    """Bad usage."""
+
+    exit_code = 2
+
+
+class Interrupted(Failure):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("interrupted")
 
 
 class Root(click.Group):
@@ -77,30 +87,37 @@ class Root(click.Group):
             except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
                 raise
             except KeyboardInterrupt:
-                raise Failure("interrupted", INTERRUPTED) from None
+                raise Interrupted from None
             except Exception as e:
                 if ctx.meta.get(DEBUG) or os.environ.get("RAYDS_DEBUG", "0") not in ("", "0"):
                     traceback.print_exc()
                 raise failure(e) from e
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
-        except click.Abort:
-            show_error(Failure("interrupted", INTERRUPTED))
-            sys.exit(INTERRUPTED)
-        except click.ClickException as e:
-            show_error(e)
-            sys.exit(e.exit_code)
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except (click.ClickException, click.Abort) as e:
+            if not standalone_mode:
+                raise
+            error = Interrupted() if isinstance(e, click.Abort) else e
+            show_error(error)
+            sys.exit(error.exit_code)
+        if not standalone_mode:
+            return code
         sys.exit(code if isinstance(code, int) else 0)
 
 
 def failure(e: Exception) -> Failure:
     """What the user is told of an exception, and the exit code."""
     if isinstance(e, UsageError):
-        return Failure(str(e), 2)
+        return Misuse(str(e))
     if isinstance(e, RaydsError):
         return Failure(str(e))
     if isinstance(e, FileNotFoundError) and e.filename is not None:

@@ -61,7 +61,9 @@ def _parse(value: dict[str, Any]) -> Meta:
         raise ValueError("there are no labels in it")
     index = {n: i for i, n in enumerate(names)}
     listed = value.get("segmentation_colors") or []
-    keys = label_map or {str(i): n for i, n in enumerate(names)}  # without a label_map: in the order of the labels
+    keys = label_map or {
+        str(i): n for i, n in enumerate(names)
+    }  # without a label_map: in the order of the labels
     colors: dict[int, Rgb] = {}
     for key, name in keys.items():
         if key.isdigit() and int(key) < len(listed) and listed[int(key)] is not None:

@@ -40,7 +40,9 @@ def load(kind: str, name: str) -> Any:
         raise UnknownNameError(kind.rstrip("s"), name, points)
     try:
         return points[name].load()
-    except ImportError as e:
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] == points[name].module.partition(".")[0]:
+            raise  # a mistake in the plug-in itself
         raise FormatError(
             f"the {kind.rstrip('s')} {name!r} needs a package that is not installed: {e}"
         ) from e

@@ -12,6 +12,7 @@ from rayds.losses import NOTE, Summary
 class Report:
     """The result of an export.
 
+    objects, annotations: what was read, also where the format can't hold it.
     losses: what the format could not hold, kind -> (number, example); notes: fields that only the source format
     knows. errors: bad items left out (under skip and quarantine), each with reason, file, item, place.
     """
@@ -69,7 +70,8 @@ class Report:
     def __str__(self) -> str:
         kinds = ", ".join(f"{n:,} {k}" for k, n in self.annotations.items()) or "no annotations"
         lines = [
-            f"{self.items:,} items, {kinds} -> {self.path} ({self.format}) in {self.seconds:.1f} s",
+            f"{self.items:,} items -> {self.path} ({self.format}) in {self.seconds:.1f} s",
+            f"annotations read: {kinds}",
         ]
         if len(self.subsets) > 1:
             lines.append("subsets: " + ", ".join(f"{s} {n:,}" for s, n in self.subsets.items()))

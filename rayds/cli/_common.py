@@ -19,6 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EXTRA = "rayds.extra"
 DEBUG = "rayds.debug"
+HELP = ("-h", "--help")
 ENGINES = ("auto", "local", "ray")
 
 
@@ -50,7 +51,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, takes_extra: bool = False, examples: str = "", **kwargs: Any) -> None:
         kwargs["context_settings"] = {
-            "help_option_names": ["-h", "--help"],
+            "help_option_names": list(HELP),
             **kwargs.get("context_settings", {}),
         }
         super().__init__(*args, **kwargs)
@@ -107,7 +108,7 @@ def extra_words(ctx: click.Context) -> list[str]:
 
 def asks_help(words: Sequence[str]) -> bool:
     """Whether the words after `--` ask for the options that may stand there."""
-    return any(w in ("-h", "--help") for w in words)
+    return any(w in HELP for w in words)
 
 
 def stacked(*decorators: Callable[[F], F]) -> Callable[[F], F]:

@@ -87,7 +87,7 @@ def _bar(what: str, total: int | None) -> Iterator[Advance]:
     columns = [
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        *([BarColumn(bar_width=24)] if total else []),
+        BarColumn(bar_width=24),  # pulses when the total is not known
         TextColumn("{task.fields[state]}", markup=False),
         TimeElapsedColumn(),
         *([TextColumn("left"), TimeRemainingColumn()] if total else []),

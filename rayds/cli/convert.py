@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rayds.cli._common import (
+    HELP,
     Command,
     asks_help,
     choose_engine,
@@ -104,7 +105,7 @@ def convert(
     if asks_help(words):
         from rayds.cli.formats import writer_help
 
-        click.echo(writer_help(fmt))
+        click.echo(writer_help(fmt, [w for w in words if w not in HELP]))
         return
     options = writer_options(fmt, [*media_words(save_media, image_ext), *words])
     fmt.capabilities(options)  # ends it here when the format can't be written

@@ -51,7 +51,7 @@ def formats(name: str | None, as_json: bool, as_markdown: bool) -> None:
         click.echo(json.dumps([format_json(f) for f in found], indent=2))
         return
     headers = ("name", "read", "write", "annotations", "title")
-    rows = [(f.name, yes(f.reads), yes(f.holds is not None), kinds(f.holds), f.title) for f in found]
+    rows = [(f.name, yes(f.reads), yes(f.holds is not None), kinds(held(f)), f.title) for f in found]
     click.echo(
         markdown(headers, [(f"`{row[0]}`", *row[1:]) for row in rows])
         if as_markdown
@@ -90,16 +90,27 @@ def format_page(fmt: Format) -> str:
     return "\n".join([*parts, "", writer_help(fmt)])
 
 
-def writer_help(fmt: Format) -> str:
-    """The options of a format's writer, and what the format can hold."""
+def held(fmt: Format, words: Sequence[str] = ()) -> Capabilities | None:
+    """What an output holds with the writer options in `words` (default: with none given)."""
     if fmt.holds is None:
+        return None
+    try:
+        return fmt.capabilities(fmt.WriteOptions.parse(words))
+    except UsageError:  # some option is required
+        return fmt.holds
+
+
+def writer_help(fmt: Format, words: Sequence[str] = ()) -> str:
+    """The options of a format's writer, and what the format can hold with those in `words`."""
+    caps = held(fmt, words)
+    if caps is None:
         return f"{fmt.name} can't be written."
     lines = [
         f"Options of the writer (rayds convert -f {fmt.name} -- OPTIONS):",
         options_table(fmt.WriteOptions.describe()),
         "",
-        f"{fmt.name} can hold:",
-        indented(table((), holds_rows(fmt.holds))),
+        f"{fmt.name} can hold, with {' '.join(words) or 'the default options'}:",
+        indented(table((), holds_rows(caps))),
     ]
     return "\n".join(lines)
 
@@ -132,10 +143,11 @@ def format_json(fmt: Format, options: bool = False) -> dict[str, Any]:
         "read": fmt.reads,
         "write": fmt.holds is not None,
     }
-    made["holds"] = fmt.holds and {
-        "annotations": [t.name for t in sorted(fmt.holds.annotations)],
-        **{n: plain(getattr(fmt.holds, n)) for n in ("attributes", "item_attributes", "subsets", "media")},
-        **{n: getattr(fmt.holds, n) for n in ("ids", "groups", "z_order", "unlabeled")},
+    caps = held(fmt)
+    made["holds"] = caps and {
+        "annotations": [t.name for t in sorted(caps.annotations)],
+        **{n: plain(getattr(caps, n)) for n in ("attributes", "item_attributes", "subsets", "media")},
+        **{n: getattr(caps, n) for n in ("ids", "groups", "z_order", "unlabeled")},
     }
     if options:
         names = ("option", "default", "help")

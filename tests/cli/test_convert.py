@@ -97,6 +97,12 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
+def test_help_after_options_shows_what_the_format_holds_with_them(rayds):
+    out = rayds("convert", "-f", "yolo_ultralytics", "--", "--task", "segment", "--help").stdout
+    assert "with --task segment" in out
+    assert "polygon" in out.split("with --task segment")[1]
+
+
 def test_help_after_two_dashes_shows_the_options_of_the_format(rayds):
     for word in ("-h", "--help"):
         result = rayds("convert", "-f", "tiny", "--", word)

@@ -155,7 +155,7 @@ class TestProgress:
         assert code == 0
         assert "converting to tiny" in shown
         assert "items/s" in shown
-        assert "60 items, 60 bbox" in shown
+        assert "60 items -> " in shown
 
     def test_no_bar_on_a_terminal_when_quiet(self, data):
         shown, code = in_terminal("convert", "-i", data, "-f", "tiny", "--quiet")
@@ -201,3 +201,16 @@ def test_an_error_of_the_data_keeps_all_it_knows():
 
     error = DataError("bad", file="f.json", item="a", place="line 3", remedy="Repair it")
     assert failure(error).format_message() == "f.json, line 3, item 'a': bad. Repair it"
+
+
+def test_a_plugin_that_needs_a_package_says_which(rayds, tmp_path, monkeypatch):
+    (tmp_path / "needy.py").write_text("import no_such_package_xyz\n")
+    info = tmp_path / "needy-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: needy\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[rayds.formats]\nneedy = needy:Needy\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = rayds("formats", "needy")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the format 'needy' needs a package that is not installed: ")
+    assert "no_such_package_xyz" in result.stderr

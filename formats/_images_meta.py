@@ -24,6 +24,7 @@ from rayds.storage import Storage
 FILE = "images.meta"
 
 _SECTION = re.compile(rb"^# subset (.*)$", re.MULTILINE)
+_COMMENT = re.compile(rb"^[ \t]*#.*$", re.MULTILINE)
 _SPECIAL = r"""[\s#'"\\]|^$"""
 
 IntArray = npt.NDArray[np.int32]
@@ -92,7 +93,7 @@ def _parse(data: bytes, file: str, lines_before: int) -> _Sizes:
     types = {"id": pa.string(), "height": pa.int32(), "width": pa.int32()}
     try:
         table = csv.read_csv(
-            pa.BufferReader(data),
+            pa.BufferReader(_COMMENT.sub(b"", data)),
             csv.ReadOptions(use_threads=False, column_names=list(types)),
             csv.ParseOptions(delimiter=" ", quote_char='"', double_quote=False, escape_char="\\"),
             csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),

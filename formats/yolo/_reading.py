@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from rayds.formats._images_meta import FILE as META_FILE
 from rayds.formats._images_meta import load_images_meta
 from rayds.formats.yolo._labels import BadLine, Floats, parse, read_labels
 from rayds.formats.yolo._paths import Part, Resolver, below, read_list, set_base, split_entry
-from rayds.formats.yolo._scan import labels_beside
+from rayds.formats.yolo._scan import labels_beside, stem
 from rayds.formats.yolo._shapes import Setting, annotations_of, check
 from rayds.media import probe
 from rayds.schema import AnnotationType, annotation_rows, item_table, media_rows
@@ -43,13 +42,14 @@ def images_of(part: Part, root: Storage) -> Images:
     data = root.read_range(part.list_file, part.start, part.end)
     entries = [split_entry(e) for e in read_list(data, root.path(part.list_file))]
     resolver = Resolver(root)
-    where: dict[str, tuple[str, str]] = {}
+    where: dict[str, tuple[str, str]] = {}  # folder in the list -> folders, with a slash, of the path and of the id
     for folder in {f for f, _ in entries}:
         inside = resolver.folder(folder)
         base = set_base(inside)
-        where[folder] = (inside, below(inside + "/", part.base if base is None else base))
-    paths = [posixpath.join(where[f][0], n) for f, n in entries]
-    ids = [posixpath.splitext(where[f][1].lstrip("/") + n)[0] for f, n in entries]
+        own = below(inside + "/", part.base if base is None else base).lstrip("/")
+        where[folder] = (f"{inside}/" if inside else "", own)
+    paths = [where[f][0] + n for f, n in entries]
+    ids = [stem(where[f][1] + n) for f, n in entries]
     return Images(ids, paths, labels_beside(paths, root))
 
 

@@ -38,15 +38,21 @@ def mirrored(folder: str, old: str, new: str) -> str:
     return folder
 
 
+def stem(name: str) -> str:
+    """A path without its extension (the quick way for file names that do not begin with a dot)."""
+    head, dot, tail = name.rpartition(".")
+    return head if dot and "/" not in tail else name
+
+
 def labels_beside(names: Sequence[str], root: Storage) -> list[str]:
     """The label file of each image: in the `labels` folder that mirrors its `images` folder, or beside it."""
     folders: dict[str, str] = {}
     out = []
     for name in names:
-        folder, _, base = name.rpartition("/")
+        folder, slash, base = name.rpartition("/")
         if folder not in folders:
             folders[folder] = label_folder(root, folder)
-        out.append(posixpath.join(folders[folder], posixpath.splitext(base)[0] + ".txt"))
+        out.append(f"{folders[folder]}{slash}{stem(base)}.txt")
     return out
 
 
@@ -64,13 +70,12 @@ def scan(files: Listing, folder: str) -> Scan:
             image = posixpath.join(mirrored(parent, "labels", "images"), posixpath.splitext(base)[0] + ".jpg")
             labels[image] = name
     every = sorted(labels)
-    stems: set[str] = set()
+    seen: set[str] = set()
     twins = set()
     for name in every:
-        stem = posixpath.splitext(name)[0]
-        if stem in stems:
+        if stem(name) in seen:
             twins.add(name)
-        stems.add(stem)
+        seen.add(stem(name))
     folders = {posixpath.dirname(n) for n in every}
     base = posixpath.commonpath(folders) if folders and "" not in folders else ""
     return Scan(every, [labels[n] for n in every], frozenset(twins), base)

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,13 +26,14 @@ def cpu_count() -> int:
 
 def ordered_map(fn: Callable[[T], R], items: Iterable[T], workers: int, window: int = 0) -> Iterator[R]:
     """fn over items on `workers` threads, results in order, at most `window` (workers + 1) in flight."""
-    if workers <= 1:
-        yield from map(fn, items)
-        return
     window = window or workers + 1
     pending: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="rayds")
+    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="rayds")
     try:
+        if workers <= 1:
+            for item in items:
+                yield fn(item)
+            return
         for item in items:
             pending.append(pool.submit(fn, item))
             if len(pending) >= window:
@@ -41,6 +42,8 @@ def ordered_map(fn: Callable[[T], R], items: Iterable[T], workers: int, window: 
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(items, Generator):  # now, and not when the traceback of an error lets go of it
+            items.close()
 
 
 _END = object()
@@ -51,7 +54,8 @@ def ordered_chain(
 ) -> Iterator[R]:
     """The iterables make(input) one after the other, up to `workers` of them running ahead on threads.
 
-    Each runs at most `depth` results ahead of the reader.
+    Each runs at most `depth` results ahead of the reader. Inputs are begun in order, so that the one being read
+    always has a thread.
     """
     if not inputs:
         return
@@ -76,10 +80,23 @@ def ordered_chain(
         except BaseException as e:
             put(queues[i], (_END, e))
 
-    pool = ThreadPoolExecutor(max(1, min(workers, len(inputs))), thread_name_prefix="rayds-source")
+    def work() -> None:
+        while todo and not stop.is_set():
+            try:
+                i = todo.popleft()
+            except IndexError:
+                return
+            produce(i)
+
+    # Daemons: a reader that was left in the middle (by an uncaught error, say) must not keep the program from ending.
+    todo = deque(range(len(inputs)))
+    threads = [
+        threading.Thread(target=work, name=f"rayds-source_{n}", daemon=True)
+        for n in range(max(1, min(workers, len(inputs))))
+    ]
     try:
-        for i in range(len(inputs)):
-            pool.submit(produce, i)
+        for thread in threads:
+            thread.start()
         for q in queues:
             while True:
                 value, error = q.get()
@@ -90,4 +107,6 @@ def ordered_chain(
                 yield value
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for thread in threads:
+            if thread.is_alive():
+                thread.join()

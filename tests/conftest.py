@@ -1,0 +1,28 @@
+"""One Ray for the whole run, started by the first test that needs it, and the engines that tests run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rayds.engine.base import Engine
+from rayds.engine.local import LocalEngine
+
+
+@pytest.fixture(scope="session")
+def ray_engine() -> Iterator[Engine]:
+    """The Ray engine on a private cluster of 4 logical CPUs."""
+    from rayds.engine.ray import RayEngine, connect
+
+    connect(num_cpus=4, store_bytes=200 << 20)
+    yield RayEngine()
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each engine in turn."""
+    return LocalEngine(3) if request.param == "local" else request.getfixturevalue("ray_engine")

@@ -253,6 +253,10 @@ class RecordScanner:
             raise DataError(f"more than {MAX_SKELETON >> 20} MiB outside the records", file=self.name)
         self._parts.append(part)
 
+    def so_far(self) -> bytes:
+        """The skeleton's text up to the last whole record: JSON without its end."""
+        return b"".join(self._parts)
+
     def _finish(self, size: int) -> None:
         if self._open is not None or self._depth > 0 or self._in_string:
             what = "string" if self._in_string else "object"

@@ -42,7 +42,7 @@ class ExportWriter:
         self.fmt, self.ctx = fmt, ctx
         self.caps = fmt.capabilities(ctx.options)
         self.rows = fmt.rows_per_block(ctx.options)
-        self.needs_offsets = fmt.needs_offsets
+        self.needs_offsets = fmt.uses_offsets(ctx)
 
     def count(self, block: pa.Table) -> dict[str, int]:
         return self.fmt.count(split_errors(block)[0], self.ctx)
@@ -161,6 +161,10 @@ def export(
     fmt.prepare(ctx)
     if strict:
         check_losses(engine, blocks, caps, fmt)
+    if fmt.needs_survey(ctx):
+        found = engine.fold(blocks, lambda b: fmt.survey(split_errors(b)[0], ctx), lambda a, b: a.merge(b))
+        if found is not None:
+            fmt.use_survey(found, ctx)
     staging = Storage(f"{target.url}.{uuid.uuid4().hex[:8]}.staging")
     ctx = replace(ctx, out=staging)
     try:

@@ -252,6 +252,23 @@ class Format(ABC):
         """What the block adds to the offsets of later blocks, when needs_offsets."""
         return {}
 
+    def uses_offsets(self, ctx: WriteContext) -> bool:
+        """Whether `write` needs Position.offsets, now that options and survey are known."""
+        del ctx
+        return self.needs_offsets
+
+    def needs_survey(self, ctx: WriteContext) -> bool:
+        """Whether all blocks must be looked at once before the first is written."""
+        del ctx
+        return False
+
+    def survey(self, block: pa.Table, ctx: WriteContext) -> Any:
+        """What must be known of a block before writing: small, picklable, with a method merge(other)."""
+        raise NotImplementedError
+
+    def use_survey(self, found: Any, ctx: WriteContext) -> None:
+        """Keep in ctx.state what the merged survey says."""
+
     def media_folder(self, subset: str, ctx: WriteContext) -> str:
         """The folder of a subset's images, relative to the output."""
         return ""

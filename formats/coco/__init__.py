@@ -1,0 +1,276 @@
+"""COCO: one JSON file for each task and subset, annotations/<task>_<subset>.json, images in images/<subset>/.
+
+Specification: https://cocodataset.org/#format-data and #format-results. Extensions that CVAT and Datumaro write are
+understood: `attributes` of annotations (and of images), `labels_<subset>.json` (annotations without geometry),
+`score`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from rayds.engine.base import Position
+from rayds.errors import FormatError
+from rayds.format import Capabilities, Confidence, Format, Plan, PlanContext, ReadContext, Shard, WriteContext
+from rayds.formats.coco import layout
+from rayds.options import Options, SaveMedia, option
+from rayds.schema import AnnotationType as T
+from rayds.storage import Listing, Storage
+
+_SHAPES = frozenset({T.bbox, T.polygon, T.mask})
+_HOLDS = {
+    "instances": _SHAPES,
+    "person_keypoints": _SHAPES | {T.points},
+    "stuff": _SHAPES,
+    "panoptic": frozenset({T.mask, T.polygon}),
+    "captions": frozenset({T.caption}),
+    "labels": frozenset({T.label}),
+    "image_info": frozenset(),
+}
+
+
+class Coco(Format):
+    """COCO: annotations/<task>_<subset>.json, images in images/<subset>/; all tasks of a subset merged by image.
+
+    Tasks: instances, person_keypoints, captions, labels (an extension), image_info, panoptic, stuff. The year
+    belongs to the subset's name. Image, annotation and category ids are kept.
+    """
+
+    name = "coco"
+    title = "COCO, all tasks of a subset merged by image"
+    family = "coco"
+    tasks: ClassVar[tuple[str, ...]] = layout.TASKS
+    holds = Capabilities(
+        annotations=frozenset().union(*_HOLDS.values()), attributes=True, item_attributes=True, ids=True, groups=True
+    )
+
+    @dataclass(frozen=True)
+    class ReadOptions(Options):
+        """Options of the reader."""
+
+        keep_original_category_ids: bool = option(
+            False, help="add dummy labels so that label indexes equal the category ids of the file"
+        )
+
+    @dataclass(frozen=True)
+    class WriteOptions(SaveMedia):
+        """Options of the writer."""
+
+        segmentation_mode: str = option(
+            "guess",
+            choices=("guess", "polygons", "mask", "masks=mask"),
+            help="guess: as the source has it; polygons: masks become outlines; mask: polygons become RLE",
+        )
+        crop_covered: bool = option(False, help="cut from every segment what segments above it cover")
+        allow_attributes: bool = option(True, help="write the attributes (an extension that other tools ignore)")
+        reindex: bool | None = option(
+            None, help="give images and annotations new ids; default: only where the source has none that are unique"
+        )
+        merge_images: bool = option(False, help="save all images in images/, not in a folder for each subset")
+        tasks: tuple[str, ...] = option(
+            (), help=f"tasks to write: {', '.join(layout.TASKS)}; default: those for which there is something"
+        )
+
+    # reading
+
+    def detect(self, files: Listing) -> Confidence:
+        if files.file:
+            match = re.match(rf"({'|'.join(self.tasks)})_.+\.json$", files.file)
+            if not match:
+                return Confidence.no(f"the file is not called {self.tasks[0]}_<subset>.json")
+            return Confidence(60 if len(self.tasks) > 1 else 50, f"the file is called {match.group(1)}_<subset>.json")
+        try:
+            _, subsets = layout.find_subsets(files, self.tasks)
+        except FormatError:
+            return Confidence.no(f"no annotations/{'|'.join(self.tasks[:3])}..._<subset>.json")
+        names = sorted({t for s in subsets for t, _ in s.files})
+        return Confidence(60 if len(self.tasks) > 1 else 20, f"annotation files of the tasks {', '.join(names)}")
+
+    def subsets(self, files: Listing) -> tuple[Storage, list[layout.SubsetFiles]]:
+        """The root and the annotation files by subset."""
+        return layout.find_subsets(files, self.tasks)
+
+    def root(self, files: Listing) -> Storage:
+        return self.subsets(files)[0]
+
+    def plan(self, files: Listing, ctx: PlanContext) -> Plan:
+        storage, subsets = self.subsets(files)
+        tops: list[tuple[str, dict[str, Any]]] = []
+        infos: dict[str, Any] = {}
+        for s in subsets:
+            for task, file in s.files:
+                top = layout.peek(storage, file)
+                tops.append((storage.path(file), top))
+                rest = {k: v for k, v in top.items() if k not in ("categories", *layout.SECTIONS)}
+                infos.setdefault(s.subset, {})[task] = {"top": rest}
+        categories = layout.join_categories(tops, ctx.options.keep_original_category_ids)
+        with_meta(files, categories)
+        labels = {
+            c.extra["coco"]["id"]: i for i, c in enumerate(categories.labels) if isinstance(c.extra.get("coco"), dict)
+        }
+        shards = [
+            Shard(
+                s.subset,
+                {"subset": s.subset, "files": s.files, "labels": labels},
+                size=sum(storage.size(f) for _, f in s.files),
+            )
+            for s in subsets
+        ]
+        return Plan(categories, shards, ids="unique", infos={"coco": infos})
+
+    def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
+        from rayds.formats.coco.read import SubsetReader
+
+        return SubsetReader(shard, ctx).read()
+
+    # writing
+
+    def written_tasks(self, options: Any) -> Sequence[str]:
+        """The tasks that may be written; raises FormatError for an unknown one."""
+        chosen = tuple(options.tasks) or self.tasks
+        for task in chosen:
+            if task not in self.tasks:
+                raise FormatError(f"{self.name} has no task {task!r}; it has {', '.join(self.tasks)}")
+        return chosen
+
+    def capabilities(self, options: Any) -> Capabilities:
+        held = frozenset().union(*(_HOLDS[t] for t in self.written_tasks(options)))
+        allow = bool(options.allow_attributes)
+        return Capabilities(
+            annotations=held,
+            attributes=True if allow else frozenset({"is_crowd", "score"}),
+            item_attributes=True if allow else frozenset({"id"}),
+            ids=not options.reindex,
+            groups=True,
+            needs_size=True,
+        )
+
+    def prepare(self, ctx: WriteContext) -> None:
+        from rayds.formats.coco.write import prepare
+
+        prepare(self, ctx)
+
+    def uses_offsets(self, ctx: WriteContext) -> bool:
+        return not ctx.state["ids"].complete
+
+    def needs_survey(self, ctx: WriteContext) -> bool:
+        return ctx.ids == "unknown" and not ctx.options.reindex
+
+    def survey(self, block: pa.Table, ctx: WriteContext) -> Any:
+        from rayds.formats.coco.ids import survey
+
+        return survey(block, ctx, self.holds.annotations)
+
+    def use_survey(self, found: Any, ctx: WriteContext) -> None:
+        ctx.state["ids"] = found.decide()
+
+    def annotation_path(self, task: str, subset: str) -> str:
+        """Where the annotation file of a task goes."""
+        return f"annotations/{task}_{subset}.json"
+
+    def media_folder(self, subset: str, ctx: WriteContext) -> str:
+        return "images" if ctx.options.merge_images else f"images/{subset}"
+
+    def count(self, block: pa.Table, ctx: WriteContext) -> dict[str, int]:
+        from rayds.formats.coco.write import count
+
+        return count(block, ctx)
+
+    def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> Any:
+        from rayds.formats.coco.write import write
+
+        return write(self, block, position, ctx)
+
+    def finish(self, fragments: Sequence[Any], ctx: WriteContext) -> None:
+        from rayds.formats.coco.write import finish
+
+        finish(self, fragments, ctx)
+
+
+def with_meta(files: Listing, categories: Any) -> None:
+    """Take the colours of dataset_meta.json, if there is one, for the labels of the same names."""
+    from rayds.categories import MaskCategories
+    from rayds.formats._meta import read_meta
+
+    meta = read_meta(files)
+    if meta is None or not meta.colors:
+        return
+    own = categories.get(T.mask) or MaskCategories()
+    for i, color in meta.colors.items():
+        found = categories.labels.find(meta.names[i])[0] if i < len(meta.names) else None
+        if found is not None:
+            own.colormap[found] = color
+    categories[T.mask] = own
+
+
+class CocoInstances(Coco):
+    """COCO object instances: boxes, polygons, masks; annotations/instances_<subset>.json."""
+
+    name, title, tasks = "coco_instances", "COCO instances: boxes, polygons, masks", ("instances",)
+
+
+class CocoPersonKeypoints(Coco):
+    """COCO key points: instances with named points; annotations/person_keypoints_<subset>.json."""
+
+    name, title, tasks = "coco_person_keypoints", "COCO key points", ("person_keypoints",)
+
+
+class CocoCaptions(Coco):
+    """COCO captions: texts of images; annotations/captions_<subset>.json."""
+
+    name, title, tasks = "coco_captions", "COCO captions", ("captions",)
+
+
+class CocoLabels(Coco):
+    """COCO with labels of whole images, an extension; annotations/labels_<subset>.json."""
+
+    name, title, tasks = "coco_labels", "COCO with image labels (an extension)", ("labels",)
+
+
+class CocoImageInfo(Coco):
+    """COCO images without annotations; annotations/image_info_<subset>.json."""
+
+    name, title, tasks = "coco_image_info", "COCO images without annotations", ("image_info",)
+
+
+class CocoPanoptic(Coco):
+    """COCO panoptic segmentation: annotations/panoptic_<subset>.json and id PNGs in annotations/panoptic_<subset>/."""
+
+    name, title, tasks = "coco_panoptic", "COCO panoptic segmentation (id PNGs)", ("panoptic",)
+
+
+class CocoStuff(Coco):
+    """COCO stuff: masks of regions without instances; annotations/stuff_<subset>.json."""
+
+    name, title, tasks = "coco_stuff", "COCO stuff segmentation", ("stuff",)
+
+
+class RoboflowCoco(Coco):
+    """COCO as Roboflow exports it: <subset>/_annotations.coco.json beside the images of the subset."""
+
+    name, title, tasks = "roboflow_coco", "COCO as Roboflow exports it", ("instances",)
+    annotation_file = "_annotations.coco.json"
+
+    def detect(self, files: Listing) -> Confidence:
+        if files.file == self.annotation_file or files.glob(f"*/{self.annotation_file}"):
+            return Confidence(90, f"<subset>/{self.annotation_file}")
+        return Confidence.no(f"no <subset>/{self.annotation_file}")
+
+    def subsets(self, files: Listing) -> tuple[Storage, list[layout.SubsetFiles]]:
+        files = files.up() if files.file == self.annotation_file else files
+        found = [files.file] if files.file else files.glob(f"*/{self.annotation_file}")
+        if not found:
+            raise FormatError(f"{files.root.url}: no <subset>/{self.annotation_file}")
+        order = sorted(found, key=lambda f: (not f.startswith("train"), f))
+        return files.root, [layout.SubsetFiles(f.split("/")[0], (("instances", f),)) for f in order]
+
+    def annotation_path(self, task: str, subset: str) -> str:
+        return f"{subset}/{self.annotation_file}"
+
+    def media_folder(self, subset: str, ctx: WriteContext) -> str:
+        return subset

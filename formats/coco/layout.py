@@ -1,0 +1,198 @@
+"""Where a COCO dataset keeps its files, and what its categories are."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayds.categories import Categories, Category, LabelCategories, MaskCategories, PointsCategories
+from rayds.errors import DataError, FormatError
+from rayds.formats._records import RecordScanner, read_tail_key
+from rayds.schema import DEFAULT_SUBSET, AnnotationType
+from rayds.storage import Listing, Storage
+
+# In the order in which annotations of one image are read and merged.
+TASKS = ("instances", "person_keypoints", "stuff", "panoptic", "labels", "captions", "image_info")
+SECTIONS = ("images", "annotations")
+_NAME = re.compile(rf"^({'|'.join(TASKS)})_(.+)\.json$")
+_HEAD = 1 << 20
+_TAIL = 8 << 20
+
+
+@dataclass(frozen=True)
+class SubsetFiles:
+    """The annotation files of one subset: (task, path relative to the root) in the order of TASKS."""
+
+    subset: str
+    files: tuple[tuple[str, str], ...]
+
+
+def find_subsets(files: Listing, tasks: Sequence[str]) -> tuple[Storage, list[SubsetFiles]]:
+    """The dataset's root and the annotation files of each subset, for a folder or one JSON file.
+
+    Raises FormatError when there is none.
+    """
+    if files.file:
+        folder = files.root.name
+        up = files.up() if folder == "annotations" else files
+        match = _NAME.match(posixpath.basename(files.file))
+        if match and match.group(1) in tasks:
+            task, subset = match.groups()
+        else:
+            task, subset = tasks[0], DEFAULT_SUBSET
+        return up.root, [SubsetFiles(subset, ((task, str(up.file)),))]
+    found: dict[str, dict[str, str]] = {}
+    for path in [*files.glob("*.json"), *files.glob("annotations/*.json")]:
+        match = _NAME.match(posixpath.basename(path))
+        if match and match.group(1) == "panoptic" and not files.root.is_dir(path.removesuffix(".json")):
+            continue  # without its PNGs it is something else
+        if match and match.group(1) in tasks:
+            found.setdefault(match.group(2), {})[match.group(1)] = path
+    if not found:
+        names = ", ".join(f"{t}_<subset>.json" for t in tasks)
+        raise FormatError(f"{files.root.url}: no annotation file ({names}) here or in annotations/")
+    order = sorted(found, key=lambda s: (not s.startswith("train"), s))
+    subsets = [SubsetFiles(s, tuple((t, found[s][t]) for t in TASKS if t in found[s])) for s in order]
+    return files.root, subsets
+
+
+def peek(storage: Storage, name: str) -> dict[str, Any]:
+    """All of an annotation file but images and annotations: info, licenses, categories, unknown keys.
+
+    Big files are looked at from both ends only, when that suffices; else the whole file is scanned.
+    """
+    size = storage.size(name)
+    if size > _HEAD + _TAIL:
+        found = _head(storage, name)
+        tail = storage.read_range(name, size - _TAIL, size)
+        if "categories" not in found:
+            found |= {k: v for k in ("categories", "info", "licenses") if (v := read_tail_key(tail, k)) is not None}
+        if "categories" in found:
+            return found
+    with storage.open(name) as f:
+        scanner = RecordScanner(f, storage.path(name), SECTIONS)
+        for _ in scanner.records():
+            pass
+    return {k: v for k, v in scanner.skeleton.items() if k not in SECTIONS}
+
+
+def _head(storage: Storage, name: str) -> dict[str, Any]:
+    """The top-level keys that stand whole in the first bytes of a file."""
+    scanner = RecordScanner(io.BytesIO(storage.read_range(name, 0, _HEAD)), name, SECTIONS)
+    try:
+        for _ in scanner.records():
+            pass
+    except DataError:
+        pass  # cut off, of course
+    text = scanner.so_far()
+    for end in (b"]}", b"}"):
+        try:
+            found = json.loads(text.rstrip().rstrip(b",") + end)
+            return {k: v for k, v in found.items() if k not in SECTIONS}
+        except ValueError:
+            continue
+    return {}
+
+
+def join_categories(parts: Iterable[tuple[str, Mapping[str, Any]]], keep_ids: bool) -> Categories:
+    """The label categories of (file, its top-level keys), by original id; keep_ids: label index = category id.
+
+    Two ids with one name get distinct labels: "name" and "name (id 7)". Raises DataError for broken categories.
+    """
+    entries: dict[int, dict[str, Any]] = {}
+    for file, top in parts:
+        for entry in top.get("categories", ()):
+            if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
+                raise DataError(f"a category needs an id and a name, found {str(entry)[:60]}", file=file)
+            if not isinstance(entry["id"], int):
+                raise DataError(f"the category id {entry['id']!r} is not an integer", file=file)
+            known = entries.setdefault(entry["id"], dict(entry))
+            if known["name"] != entry["name"]:
+                raise DataError(
+                    f"category {entry['id']} is {entry['name']!r} here, but {known['name']!r} in another file",
+                    file=file,
+                    remedy="Read the files one by one and merge the datasets",
+                )
+            known.update(entry)
+    labels = LabelCategories()
+    points = PointsCategories()
+    colors = MaskCategories()
+    for id, entry in entries.items():
+        while keep_ids and len(labels) < id:
+            labels.add(f"class-{len(labels)}")
+        if keep_ids and len(labels) != id:
+            raise DataError(f"category ids must ascend to be kept as label indexes; {id} comes late")
+        _add_category(id, entry, labels, points, colors)
+    made = Categories({AnnotationType.label: labels})
+    if points.items:
+        made[AnnotationType.points] = points
+    if colors.colormap:
+        made[AnnotationType.mask] = colors
+    return made
+
+
+def _add_category(
+    id: int, entry: dict[str, Any], labels: LabelCategories, points: PointsCategories, colors: MaskCategories
+) -> None:
+    name = str(entry["name"])
+    extra = {k: v for k, v in entry.items() if k not in ("name", "supercategory", "keypoints", "skeleton")}
+    if "supercategory" not in entry:
+        extra["no_supercategory"] = True
+    if name in labels:
+        extra["name"] = name
+        name = f"{name} (id {id})"
+    index = labels.add(name, str(entry.get("supercategory") or ""), coco=extra)
+    if entry.get("keypoints"):
+        joints = [j for j in entry.get("skeleton") or () if len(j) == 2]
+        points.add(index, map(str, entry["keypoints"]), joints)
+    color = entry.get("color")
+    if isinstance(color, list) and len(color) == 3:
+        colors.colormap[index] = (int(color[0]), int(color[1]), int(color[2]))
+
+
+def category_ids(categories: Categories) -> list[int]:
+    """The COCO id of every label index: the original ones where all labels have one, else index + 1."""
+    ids = [c.extra.get("coco", {}).get("id") for c in categories.labels]
+    if all(isinstance(i, int) for i in ids) and len(set(ids)) == len(ids):
+        return [int(i) for i in ids]
+    return list(range(1, len(ids) + 1))
+
+
+def category_entries(categories: Categories, task: str) -> list[dict[str, Any]]:
+    """The `categories` section of a task's file."""
+    out = []
+    points = categories.points
+    for index, (id, label) in enumerate(zip(category_ids(categories), categories.labels, strict=True)):
+        known = dict(label.extra.get("coco", {}))
+        entry: dict[str, Any] = {"id": id, "name": known.pop("name", label.name)}
+        if not known.pop("no_supercategory", False) or label.parent:
+            entry["supercategory"] = label.parent
+        known.pop("id", None)
+        if task == "person_keypoints":
+            if points and index not in points.items:
+                continue
+            names = points.items[index] if points else None
+            entry["keypoints"] = names.labels if names else []
+            entry["skeleton"] = sorted(map(list, names.joints)) if names else []
+        out.append({**entry, **known})
+    return out
+
+
+def image_folder(storage: Storage, subset: str, name: str, near: str) -> str:
+    """The folder (relative to the root) that holds the image `name` of a subset; "images/<subset>" when none does."""
+    folders = [f"images/{subset}", "images", subset, near, "", f"{near}/{subset}".strip("/"), "input_images"]
+    year = re.sub(r"\d+$", "", subset)
+    if year and year != subset:
+        folders += [f"images/{year}", year]
+    for folder in dict.fromkeys(folders):
+        if storage.is_file(posixpath.join(folder, name)):
+            return folder
+    for folder in (f"images/{subset}", "images"):
+        if storage.is_dir(folder):
+            return folder
+    return f"images/{subset}"

@@ -1,0 +1,116 @@
+"""COCO panoptic segmentation: PNGs whose colour is the segment's id (R + 256 G + 65536 B), and segments_info."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rayds.annotations import decode_rle, encode_mask
+from rayds.errors import DataError
+from rayds.format import ReadContext
+from rayds.formats._records import Records
+from rayds.formats.coco.rows import Rows, checked_json
+from rayds.item import dump_json
+from rayds.media import decode, encode
+from rayds.schema import ANNOTATION_TYPE, AnnotationType
+from rayds.storage import Storage, safe_relative
+
+_KNOWN = ("id", "category_id", "iscrowd")
+
+
+def panoptic_rows(records: Records, file: str, ctx: ReadContext, labels: dict[int, int]) -> Rows:
+    """The masks of some panoptic records: one row a segment, its group and id the segment's id."""
+    errors: list[DataError] = []
+    path = ctx.root.path(file)
+    texts, number = checked_json(records, path, errors)
+    folder = posixpath.splitext(file)[0]
+    rows: list[dict[str, Any]] = []
+    image: list[int] = []
+    for text, i in zip(texts.to_pylist(), number, strict=True):
+        record = json.loads(text)
+        try:
+            found = _segments(record, folder, ctx.root, labels)
+        except DataError as e:
+            item = str(record.get("file_name") or record.get("image_id"))
+            errors.append(DataError(e.reason, file=e.file or path, item=item, place=records.place(int(i)), remedy=e.remedy))
+            continue
+        except (KeyError, TypeError, ValueError) as e:
+            errors.append(DataError(f"broken panoptic record: {e!r}", file=path, place=records.place(int(i))))
+            continue
+        rows += found
+        image += [int(record["image_id"])] * len(found)
+    table = pa.array(rows, ANNOTATION_TYPE)
+    # Segment ids are colours: unique in an image only, so they take no part in the check for ids given twice.
+    n = np.arange(len(rows))
+    return Rows(table, np.array(image, np.int64), -1 - n, n, n, errors)
+
+
+def _segments(record: dict[str, Any], folder: str, root: Storage, labels: dict[int, int]) -> list[dict[str, Any]]:
+    name = safe_relative(str(record["file_name"]))
+    path = posixpath.join(folder, name)
+    try:
+        ids = read_ids(root.read_bytes(path), root.path(path))
+    except FileNotFoundError as e:
+        raise DataError("the id PNG is missing", file=root.path(path), remedy="Put it beside the JSON file") from e
+    rows = []
+    for segment in record["segments_info"]:
+        if segment["category_id"] not in labels:
+            raise DataError(f"the category id {segment['category_id']} is unknown")
+        rle = encode_mask(ids == segment["id"])
+        extra = {"task": "panoptic", **{k: v for k, v in segment.items() if k not in _KNOWN}}
+        attributes = {"is_crowd": bool(segment["iscrowd"])} if "iscrowd" in segment else {}
+        rows.append(
+            {
+                "type": int(AnnotationType.mask),
+                "id": segment["id"],
+                "group": segment["id"],
+                "label": labels[segment["category_id"]],
+                "z_order": 0,
+                "mask": {"height": rle["size"][0], "width": rle["size"][1], "counts": rle["counts"]},
+                "attributes": dump_json(attributes),
+                "extra": dump_json({"coco": extra}),
+            }
+        )
+    return rows
+
+
+def read_ids(data: bytes, name: str) -> npt.NDArray[np.int64]:
+    """The (H, W) segment ids of a panoptic PNG."""
+    pixels = decode(data, name)
+    if pixels.ndim != 3 or pixels.shape[2] < 3:
+        raise DataError("a panoptic PNG is RGB", file=name)
+    bgr = pixels[:, :, :3].astype(np.int64)
+    ids: npt.NDArray[np.int64] = bgr[:, :, 2] + 256 * bgr[:, :, 1] + 65536 * bgr[:, :, 0]
+    return ids
+
+
+def draw_ids(masks: list[tuple[int, dict[str, Any]]], height: int, width: int) -> bytes:
+    """A panoptic PNG of (segment id, RLE) pairs, later ones on top."""
+    ids = np.zeros((height, width), np.int64)
+    for id, rle in masks:
+        ids[decode_rle(rle)] = id
+    return encode(np.stack([ids >> 16 & 255, ids >> 8 & 255, ids & 255], axis=2).astype(np.uint8), ".png")
+
+
+def segment_area(rle: dict[str, Any]) -> dict[str, Any]:
+    """area and bbox of a segment, as segments_info has them."""
+    from rayds.geometry import rle_area, rle_bbox
+
+    return {"area": rle_area(rle), "bbox": [int(v) for v in rle_bbox(rle)]}
+
+
+def segment_entry(row: dict[str, Any], category: int | None, id: int) -> dict[str, Any]:
+    """The segments_info entry of a mask row."""
+    extra = json.loads(row["extra"] or "{}").get("coco", {})
+    attributes = json.loads(row["attributes"] or "{}")
+    rle = {"size": [row["mask"]["height"], row["mask"]["width"]], "counts": row["mask"]["counts"]}
+    known = {"id": id, "category_id": category, "iscrowd": int(bool(attributes.get("is_crowd")))}
+    rest = {k: v for k, v in extra.items() if k not in ("task", "counts", "num_keypoints")}
+    return {**known, **segment_area(rle), **rest}
+
+

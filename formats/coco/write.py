@@ -1,0 +1,417 @@
+"""Writing COCO: records of a block printed by DuckDB into fragment files, joined in the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayds import geometry
+from rayds.engine.base import Position
+from rayds.errors import DataError
+from rayds.format import Format, WriteContext
+from rayds.formats._meta import write_meta
+from rayds.formats.coco import panoptic
+from rayds.formats.coco.ids import Ids, image_ids
+from rayds.formats.coco.layout import TASKS, category_entries, category_ids
+from rayds.formats.coco.records import (
+    Grouped,
+    areas,
+    boxes,
+    extra_members,
+    first_of,
+    group_records,
+    lead_texts,
+    mask_rles,
+    polygon_lists,
+    split_attributes,
+)
+from rayds.formats.coco.rows import ZERO_GROUP
+from rayds.schema import AnnotationType as T
+from rayds.schema import flat, media_field, single_chunk
+from rayds.sql import joined_bytes, query, text_column
+
+FRAGMENTS = ".fragments"
+SEPARATOR = b",\n"
+_SHAPES = (T.bbox, T.polygon, T.mask)
+_DEFAULT_TOP: dict[str, Any] = {
+    "info": {"description": "", "url": "", "version": "", "year": 0, "contributor": "", "date_created": ""},
+    "licenses": [],
+}
+
+Bools = npt.NDArray[np.bool_]
+
+
+def prepare(fmt: Format, ctx: WriteContext) -> None:
+    """Check the options, decide on ids as far as the source's format tells."""
+    fmt.capabilities(ctx.options)
+    keep = ctx.ids == "unique" and not ctx.options.reindex
+    ctx.state["ids"] = Ids(keep, keep, keep)
+    ctx.state["categories"] = category_ids(ctx.categories)
+
+
+def count(block: pa.Table, ctx: WriteContext) -> dict[str, int]:
+    """Images and records of a block, by subset: what running ids advance by."""
+    found = group_records(flat(block), [t for t in T])
+    subsets = single_chunk(block, "subset").to_numpy(zero_copy_only=False)
+    owners = subsets[found.view.item[found.first]]
+    out = {f"images/{v['values']}": v["counts"] for v in pc.value_counts(pa.array(subsets)).to_pylist()}
+    for v in pc.value_counts(pa.array(owners, pa.string())).to_pylist():
+        out[f"annotations/{v['values']}"] = v["counts"]
+    return out
+
+
+@dataclass
+class _Block:
+    """What the tasks of one block share. owner: subset of each item; image: image id of each item."""
+
+    found: Grouped
+    owner: npt.NDArray[np.object_]
+    image: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+    extra: pa.Table
+    width: npt.NDArray[np.int64]
+    height: npt.NDArray[np.int64]
+
+
+def write(fmt: Any, block: pa.Table, position: Position, ctx: WriteContext) -> dict[str, dict[str, list[str]]]:
+    """Write a block's fragments; returns {subset: {task or "images": [fragment file]}}."""
+    made: dict[str, dict[str, list[str]]] = {}
+    shared = _shared(block, position, ctx)
+    names = fmt.file_names(block, ctx)
+    for subset in dict.fromkeys(shared.owner.tolist()):
+        items = np.flatnonzero(shared.owner == subset)
+        stem = f"{FRAGMENTS}/{subset}/{position.index:08d}"
+        made[subset] = {"images": [f"{stem}-images.json"]}
+        texts = _image_texts(block, names, shared.image, items, ctx)
+        ctx.out.write_bytes(f"{stem}-images.json", _body(texts))
+        for task, records in _tasks(fmt, shared, subset, ctx).items():
+            if task == "panoptic":
+                texts = _panoptic(block, shared, records, subset, ctx)
+            else:
+                texts = _record_texts(shared, records, task, ctx)
+            if len(texts):
+                ctx.out.write_bytes(f"{stem}-{task}.json", _body(texts))
+                made[subset][task] = [f"{stem}-{task}.json"]
+    return made
+
+
+def _body(texts: pa.Array) -> memoryview:
+    """The texts, which all end with the separator, without the last one."""
+    body = joined_bytes(texts)
+    return body[: len(body) - len(SEPARATOR)] if len(body) else body
+
+
+def _shared(block: pa.Table, position: Position, ctx: WriteContext) -> _Block:
+    found = group_records(flat(block), [t for t in T])
+    ctx.lose("annotations tied to others by group (a COCO annotation has one box)", found.split)
+    owner = single_chunk(block, "subset").to_numpy(zero_copy_only=False)
+    ids: Ids = ctx.state["ids"]
+    images = image_ids(block)
+    running = _running(owner, "images", position, ids.next_image)
+    image = images.fill_null(-1).to_numpy(zero_copy_only=False) if ids.keep_images else running
+    image = np.where(images.is_null().to_numpy(zero_copy_only=False), running, image) if ids.keep_images else running
+    record_owner = owner[found.view.item[found.first]]
+    numbers = _running(record_owner, "annotations", position, ids.next_annotation)
+    if ids.keep_annotations:
+        own = found.view.numpy("id")[found.first]
+        zero = found.view.numpy("group")[found.first] == ZERO_GROUP
+        numbers = np.where((own != 0) | zero, own, numbers)
+    if ids.complete and (images.null_count or np.any((own == 0) & ~zero & _identified(found))):
+        raise DataError(
+            "an image or annotation has no id although the others of the source have",
+            file=ctx.out.url,
+            remedy="Write with --reindex true",
+        )
+    extra = extra_members(lead_texts(found)[1])
+
+    def size(name: str) -> npt.NDArray[np.int64]:
+        return media_field(block, name).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    return _Block(found, owner, image, numbers, extra, size("width"), size("height"))
+
+
+def _identified(found: Grouped) -> Bools:
+    """Records of types that COCO gives ids (all that it holds)."""
+    held = [int(t) for t in (*_SHAPES, T.points, T.caption, T.label)]
+    return np.isin(found.view.type[found.first], held)
+
+
+def _running(owner: Any, what: str, position: Position, start: int) -> npt.NDArray[np.int64]:
+    """Consecutive numbers within each subset, going on from those of earlier blocks."""
+    out = np.zeros(len(owner), np.int64)
+    for subset in dict.fromkeys(owner.tolist()):
+        rows = np.flatnonzero(owner == subset)
+        out[rows] = start + position.offsets.get(f"{what}/{subset}", 0) + np.arange(len(rows))
+    return out
+
+
+def _image_texts(
+    block: pa.Table, names: pa.Array, image: npt.NDArray[np.int64], items: npt.NDArray[np.int64], ctx: WriteContext
+) -> pa.Array:
+    rows = pa.array(items)
+    attributes = single_chunk(block, "attributes").take(rows)
+    table = pa.table(
+        {
+            "id": image[items],
+            "file_name": names.take(rows),
+            "width": media_field(block, "width").take(rows),
+            "height": media_field(block, "height").take(rows),
+            "a": attributes if ctx.options.allow_attributes else pa.nulls(len(items), pa.string()),
+            "x": single_chunk(block, "extra").take(rows),
+        }
+    )
+    sql = f"""SELECT '{{"id":' || id || ',"file_name":' || to_json(file_name) || coalesce(',"width":' || width, '')
+                || coalesce(',"height":' || height, '')
+                || CASE WHEN keys IS NULL OR keys <@ ['id'] THEN ''
+                        ELSE ',"attributes":' || json_merge_patch(a, '{{"id":null}}')::VARCHAR END
+                || CASE WHEN length(e) > 2 THEN ',' || substr(e, 2, length(e) - 2) ELSE '' END
+                || '}}{SEPARATOR.decode()}' AS text
+              FROM (SELECT *, CASE WHEN a IS NOT NULL THEN json_keys(a) END AS keys,
+                      json_extract(x, '$.coco')::VARCHAR AS e FROM t)"""
+    return text_column(query(sql, t=table))
+
+
+def _tasks(fmt: Any, shared: _Block, subset: str, ctx: WriteContext) -> dict[str, npt.NDArray[np.int64]]:
+    """The records that each task's file gets."""
+    found = shared.found
+    mine = shared.owner[found.view.item[found.first]] == subset
+    n = len(found.first)
+    kinds, owner = found.view.type, found.owner
+    has = {t: np.bincount(owner[kinds == t], minlength=n) > 0 for t in (*_SHAPES, T.points, T.caption, T.label)}
+    shaped = has[T.bbox] | has[T.polygon] | has[T.mask]
+    marked = shared.extra.column("task").combine_chunks()
+    told = {
+        t: pc.fill_null(pc.equal(marked, t), False).to_numpy(zero_copy_only=False) for t in ("stuff", "panoptic")
+    }
+    every = bool(ctx.options.tasks) or len(fmt.tasks) == 1  # the user named the tasks
+    pick: dict[str, Bools] = {
+        "instances": shaped if every else shaped & ~told["stuff"] & ~told["panoptic"],
+        "person_keypoints": has[T.points],
+        "stuff": shaped if every else told["stuff"],
+        "panoptic": has[T.mask] | has[T.polygon] if every else told["panoptic"],
+        "captions": has[T.caption],
+        "labels": has[T.label],
+        "image_info": np.zeros(n, bool),
+    }
+    if not every:
+        pick["instances"] = pick["instances"] | (has[T.points] & shaped)
+    allowed = fmt.written_tasks(ctx.options)
+    used = np.zeros(n, bool)
+    for task in allowed:
+        used |= pick[task]
+    spatial = mine & (shaped | has[T.points]) & ~used
+    ctx.lose("annotations that the chosen tasks have no place for", int(spatial.sum()))
+    return {task: np.flatnonzero(pick[task] & mine) for task in TASKS if task in allowed}
+
+
+def _subset_of(shared: _Block, records: npt.NDArray[np.int64]) -> tuple[Grouped, npt.NDArray[np.int64]]:
+    """Some records only."""
+    found = shared.found
+    if len(records) == len(found.first):
+        return found, records
+    chosen = np.zeros(len(found.first), bool)
+    chosen[records] = True
+    rows = np.flatnonzero(chosen[found.owner])
+    view = type(found.view)(found.view.rows.take(pa.array(rows)), found.view.item[rows], found.view.offsets)
+    sizes = found.sizes[records]
+    return Grouped(view, np.cumsum(sizes) - sizes, sizes), records
+
+
+def _record_texts(shared: _Block, records: npt.NDArray[np.int64], task: str, ctx: WriteContext) -> pa.Array:
+    found, records = _subset_of(shared, records)
+    if not len(records):
+        return pa.array([], pa.string())
+    item = found.view.item[found.first]
+    categories = np.array([*ctx.state["categories"], -1], np.int64)
+    label = found.view.numpy("label", -1)[found.first]
+    extra = shared.extra.take(pa.array(records))
+    attributes = split_attributes(lead_texts(found)[0], bool(ctx.options.allow_attributes))
+    columns: dict[str, Any] = {
+        "id": shared.ids[records],
+        "image": shared.image[item],
+        "category": pa.array(categories[label], mask=label < 0),
+        "members": extra.column("members"),
+        "rest": attributes.column("rest"),
+        "score": attributes.column("score"),
+    }
+    parts = [
+        "'{\"id\":' || id || ',\"image_id\":' || image",
+        "coalesce(',\"category_id\":' || category, '')",
+    ]
+    if task == "captions":
+        text = first_of(found, T.caption)
+        columns["caption"] = found.view.column("text").take(pa.array(text))
+        parts.append("',\"caption\":' || to_json(coalesce(caption, ''))")
+    elif task != "labels":
+        parts[1] = "',\"category_id\":' || coalesce(category::VARCHAR, 'null')"
+        columns |= _shape_columns(shared, found, records, item, extra, attributes, ctx)
+        parts.append(
+            """',"segmentation":' || coalesce(rle, to_json(seg)::VARCHAR) || ',"bbox":' || to_json(bbox)
+               || ',"iscrowd":' || crowd::INT || CASE WHEN told THEN '' ELSE ',"area":' || area END"""
+        )
+        if task == "person_keypoints":
+            columns |= _keypoint_columns(found, extra)
+            parts.append(
+                """',"keypoints":' || to_json(points)
+                   || CASE WHEN counted THEN '' ELSE ',"num_keypoints":' || visible END"""
+            )
+    parts += ["coalesce(',\"score\":' || score, '')", "coalesce(',\"attributes\":' || rest, '')"]
+    parts += ["coalesce(',' || members, '')", f"'}}{SEPARATOR.decode()}'"]
+    return text_column(query(f"SELECT {' || '.join(parts)} AS text FROM t", t=pa.table(columns)))
+
+
+def _shape_columns(
+    shared: _Block,
+    found: Grouped,
+    records: npt.NDArray[np.int64],
+    item: npt.NDArray[np.int64],
+    extra: pa.Table,
+    attributes: pa.Table,
+    ctx: WriteContext,
+) -> dict[str, Any]:
+    """bbox, seg (polygons) or rle (text), area and whether extra tells it, crowd."""
+    polygons = polygon_lists(found)
+    box = boxes(found)
+    rles: list[dict[str, Any] | None] = [None] * len(records)
+    masks = mask_rles(found)
+    special = masks is not None or ctx.options.segmentation_mode != "guess" or ctx.options.crop_covered
+    if special:
+        from rayds.formats.coco.segments import choose
+
+        rles, polygons = choose(found, polygons, masks, item, shared, ctx)
+    texts: pa.Array = pa.nulls(len(records), pa.string())
+    if special:
+        listed = extra.column("listed").to_pylist()
+        texts = pa.array([_rle_text(r, k) for r, k in zip(rles, listed, strict=True)], pa.string())
+    told = extra.column("area").combine_chunks()
+    area = areas(found, polygons, box, rles) if pc.all(told).as_py() is False else np.zeros(len(records))
+    return {
+        "bbox": list_rows(box),
+        "seg": polygons,
+        "rle": texts,
+        "told": told,
+        "area": area,
+        "crowd": attributes.column("crowd"),
+    }
+
+
+def list_rows(values: npt.NDArray[np.float64]) -> pa.ListArray:
+    """The rows of a matrix as a list array."""
+    n, k = values.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * k), pa.array(values.ravel()))
+
+
+def _rle_text(rle: dict[str, Any] | None, listed: bool) -> str | None:
+    if rle is None:
+        return None
+    counts: Any = geometry.rle_runs(rle["counts"]) if listed else rle["counts"]
+    return json.dumps({"size": rle["size"], "counts": counts}, separators=(",", ":"))
+
+
+def _keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
+    """points: x, y, visibility triples; visible: how many are not absent; counted: whether extra tells that."""
+    rows = pa.array(first_of(found, T.points))
+    xy = found.view.column("points").take(rows)
+    seen = found.view.column("visibility").take(rows)
+    lengths = pc.fill_null(pc.list_value_length(xy), 0).to_numpy(zero_copy_only=False) // 2
+    flat_xy = xy.flatten().to_numpy(zero_copy_only=False).reshape(-1, 2)
+    flat_seen = seen.flatten().to_numpy(zero_copy_only=False)
+    if len(flat_seen) != len(flat_xy):
+        raise DataError("key points and their visibility differ in number", remedy="Repair the dataset")
+    triples = np.column_stack([flat_xy, flat_seen.astype(float)]).ravel()
+    offsets = np.concatenate([[0], np.cumsum(lengths * 3)]).astype(np.int32)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    return {
+        "points": pa.ListArray.from_arrays(pa.array(offsets), pa.array(triples)),
+        "visible": np.bincount(owner[flat_seen > 0], minlength=len(lengths)),
+        "counted": extra.column("keypoints"),
+    }
+
+
+def _panoptic(
+    block: pa.Table, shared: _Block, records: npt.NDArray[np.int64], subset: str, ctx: WriteContext
+) -> pa.Array:
+    """One record an image, with its id PNG; polygons are drawn. Images without segments get none."""
+    found, records = _subset_of(shared, records)
+    names = single_chunk(block, "id")
+    texts = []
+    owner = found.owner
+    item = found.view.item[found.first]
+    for i in dict.fromkeys(item.tolist()):
+        mine = np.flatnonzero(item == i)
+        rows = found.view.rows.take(pa.array(np.flatnonzero(np.isin(owner, mine)))).to_pylist()
+        height, width = int(shared.height[i]), int(shared.width[i])
+        entries, masks, used = [], [], set()
+        for row in sorted(rows, key=lambda r: r["z_order"]):
+            row = panoptic_mask(row, height, width)
+            if row is None:
+                continue
+            height, width = row["mask"]["height"], row["mask"]["width"]
+            id = row["id"] or row["group"]
+            while not 0 < id < 1 << 24 or id in used:
+                id = len(used) + 1 if id >= 1 << 24 or id <= 0 else id + 1
+            used.add(id)
+            category = None if row["label"] is None else ctx.state["categories"][row["label"]]
+            entries.append(panoptic.segment_entry(row, category, id))
+            masks.append((id, {"size": [height, width], "counts": row["mask"]["counts"]}))
+        if not masks:
+            continue
+        name = f"{names[i].as_py()}.png"
+        ctx.out.write_bytes(f"annotations/panoptic_{subset}/{name}", panoptic.draw_ids(masks, height, width))
+        record = {"image_id": int(shared.image[i]), "file_name": name, "segments_info": entries}
+        texts.append(json.dumps(record, separators=(",", ":")) + SEPARATOR.decode())
+    return pa.array(texts, pa.string())
+
+
+def panoptic_mask(row: dict[str, Any], height: int, width: int) -> dict[str, Any] | None:
+    """A row as a mask row; None for what has no area, or when the image's size is not known."""
+    if row["type"] == T.mask:
+        return row
+    if row["type"] != T.polygon or not height or not width:
+        return None
+    rle = geometry.polygons_to_rle([row["points"]], height, width)
+    return {**row, "mask": {"height": height, "width": width, "counts": rle["counts"]}}
+
+
+def finish(fmt: Any, fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: WriteContext) -> None:
+    """Join the fragments of every subset and task into annotations/<task>_<subset>.json."""
+    joined: dict[str, dict[str, list[str]]] = {}
+    for fragment in fragments:
+        for subset, tasks in fragment.items():
+            for task, files in tasks.items():
+                joined.setdefault(subset, {}).setdefault(task, []).extend(files)
+    for subset, files in joined.items():
+        named = tuple(ctx.options.tasks) or (fmt.tasks if len(fmt.tasks) == 1 else ())
+        tasks = [t for t in TASKS if t in named or (not named and files.get(t))]
+        for task in tasks or ["image_info"]:
+            parts: list[bytes | str] = [_head(subset, task, ctx), b'"images":[\n', *_joined(files["images"])]
+            parts += [b'\n],\n"annotations":[\n', *_joined(files.get(task, [])), b"\n]}\n"]
+            ctx.out.concatenate(parts, fmt.annotation_path(task, subset))
+    ctx.out.remove(FRAGMENTS)
+    if ctx.options.save_dataset_meta:
+        write_meta(ctx.out, ctx.categories)
+
+
+def _joined(files: Sequence[str]) -> list[bytes | str]:
+    out: list[bytes | str] = []
+    for file in files:
+        out += [SEPARATOR, file] if out else [file]
+    return out
+
+
+def _head(subset: str, task: str, ctx: WriteContext) -> bytes:
+    """The beginning of an annotation file: info, licenses, what else the source had, categories."""
+    told = ctx.infos.get("coco", {}).get(subset, {})
+    source = told.get(task) or next(iter(told.values()), {})
+    top = dict(source.get("top") or _DEFAULT_TOP)
+    if task != "captions":
+        top["categories"] = category_entries(ctx.categories, task)
+    text = json.dumps(top, ensure_ascii=False, separators=(",", ":"))
+    return (text[:-1] + (",\n" if len(text) > 2 else "")).encode()

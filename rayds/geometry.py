@@ -1,0 +1,129 @@
+"""Geometry of annotations: run lengths, outlines, areas. Compressed RLE is COCO's, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rayds.annotations import BoolMask, decode_rle, encode_mask, normal_rle
+
+Rle = dict[str, Any]
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> Rle:
+    """One mask that covers all polygons (x0, y0, x1, y1, ...), drawn by COCO's rasteriser."""
+    from pycocotools import mask as coco_mask
+
+    parts = coco_mask.frPyObjects([list(p) for p in polygons], height, width)
+    return normal_rle(coco_mask.merge(parts))
+
+
+def merge_rles(rles: Sequence[Rle]) -> Rle:
+    """The union of masks of one size."""
+    from pycocotools import mask as coco_mask
+
+    return rles[0] if len(rles) == 1 else normal_rle(coco_mask.merge(list(rles)))
+
+
+def rle_area(rle: Rle) -> int:
+    """Pixels in the mask."""
+    from pycocotools import mask as coco_mask
+
+    return int(coco_mask.area(rle))
+
+
+def rle_bbox(rle: Rle) -> tuple[float, float, float, float]:
+    """The enclosing box of a mask: x, y, width, height."""
+    from pycocotools import mask as coco_mask
+
+    x, y, w, h = map(float, coco_mask.toBbox(rle))
+    return x, y, w, h
+
+
+def rle_runs(counts: str) -> list[int]:
+    """The run lengths behind compressed counts (COCO's variable-length code, differences from the third on)."""
+    runs: list[int] = []
+    i = 0
+    data = counts.encode("ascii")
+    while i < len(data):
+        value = shift = 0
+        while True:
+            c = data[i] - 48
+            i += 1
+            value |= (c & 0x1F) << shift
+            shift += 5
+            if not c & 0x20:
+                if c & 0x10:
+                    value |= -1 << shift
+                break
+        if len(runs) > 2:
+            value += runs[-2]
+        runs.append(value)
+    return runs
+
+
+def mask_to_polygons(image: BoolMask, min_area: float = 1.0) -> list[list[float]]:
+    """The outer outlines of a mask's parts, each x0, y0, x1, y1, ...; parts under min_area pixels are left out.
+
+    Outlines run along pixel centres, so that drawing them gives the mask again up to its border pixels.
+    """
+    import cv2
+
+    contours, _ = cv2.findContours(image.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    out = []
+    for contour in contours:
+        points = contour.reshape(-1, 2)
+        if len(points) >= 3 and cv2.contourArea(contour) >= min_area:
+            out.append(points.astype(float).ravel().tolist())
+    return out
+
+
+def rle_to_polygons(rle: Rle) -> list[list[float]]:
+    """The outer outlines of a compressed RLE."""
+    return mask_to_polygons(decode_rle(rle))
+
+
+def polygon_areas(values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The area (shoelace formula) of polygons given as one array of x, y and the number of numbers of each."""
+    n = lengths // 2
+    if not len(n) or not n.sum():
+        return np.zeros(len(n))
+    x, y = values[::2], values[1::2]
+    ends = np.cumsum(n)
+    starts = ends - n
+    nonempty = n > 0
+    following = np.arange(len(x)) + 1
+    following[ends[nonempty] - 1] = starts[nonempty]
+    cross = x * y[following] - x[following] * y
+    sums = np.zeros(len(n))
+    sums[nonempty] = np.add.reduceat(cross, starts[nonempty])
+    return np.abs(sums) / 2
+
+
+def enclosing_boxes(values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The enclosing x, y, width, height of point lists, shape (n, 4); zeros for empty ones."""
+    out = np.zeros((len(lengths), 4))
+    n = lengths // 2
+    nonempty = n > 0
+    if nonempty.any():
+        starts = (np.cumsum(n) - n)[nonempty]
+        x, y = values[::2], values[1::2]
+        x0, x1 = np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)
+        y0, y1 = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
+        out[nonempty] = np.stack([x0, y0, x1 - x0, y1 - y0], axis=1)
+    return out
+
+
+def crop_covered(rles: Sequence[Rle]) -> list[Rle | None]:
+    """Masks of one image, the lowest first, each without what the ones above it cover; None where nothing is left."""
+    covered: BoolMask | None = None
+    out: list[Rle | None] = []
+    for rle in reversed(rles):
+        image = decode_rle(rle)
+        visible = image if covered is None else image & ~covered
+        out.append(encode_mask(visible) if visible.any() else None)
+        covered = image if covered is None else covered | image
+    return out[::-1]

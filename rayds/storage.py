@@ -226,7 +226,8 @@ class Storage:
     def makedirs(self, name: str = "") -> None:
         """Make a folder and its parents (nothing to do on object stores)."""
         if self.local:
-            os.makedirs(self.path(name), exist_ok=True)
+            with _naming(self.path(name)):
+                os.makedirs(self.path(name), exist_ok=True)
         else:
             self._fs[0].makedirs(self._inner(name), exist_ok=True)
 
@@ -387,7 +388,7 @@ def safe_output(name: str) -> str:
 
 def with_suppress_unlink(path: str) -> None:
     """Remove a local file if it is there."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         os.unlink(path)
 
 

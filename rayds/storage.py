@@ -32,6 +32,10 @@ def is_url(path: str) -> bool:
     return bool(_SCHEME.match(path)) and not path.startswith(("file://", "local://"))
 
 
+def _local_path(path: str) -> str:
+    return re.sub(r"^(file|local)://", "", path)
+
+
 def safe_relative(path: str, *, file: str | None = None, item: str | None = None) -> str:
     """A relative path from untrusted data, normalised; raises DataError when it would leave its folder."""
     clean = path.replace("\\", "/")
@@ -66,7 +70,7 @@ class Storage:
         if is_url(text):
             self.url = re.sub(r"(?<![:/])/+$", "", text)  # "memory://" stays
         else:
-            self.url = str(Path(re.sub(r"^(file|local)://", "", text)).expanduser().absolute())
+            self.url = str(Path(_local_path(text)).expanduser().absolute())
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -305,7 +309,7 @@ class Storage:
         if self.local and not is_url(source):
             self.makedirs(posixpath.dirname(name))
             try:
-                shutil.copyfile(source, self.path(name))
+                shutil.copyfile(_local_path(source), self.path(name))
             except FileNotFoundError:
                 raise
             except OSError as e:
@@ -396,7 +400,7 @@ def read_url(path: str) -> bytes:
     """The content of a full path or URL; raises FileNotFoundError, or StorageError naming it."""
     with _naming(path):
         if not is_url(path):
-            return Path(re.sub(r"^(file|local)://", "", path)).read_bytes()
+            return Path(_local_path(path)).read_bytes()
         fs, inner = fsspec.core.url_to_fs(path)
         data: bytes = fs.cat_file(inner)
         return data

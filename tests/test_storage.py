@@ -118,6 +118,8 @@ def test_file_urls_are_local(tmp_path: Path) -> None:
     assert Storage(f"file://{tmp_path}") == Storage(tmp_path)
     (tmp_path / "x").write_bytes(b"1")
     assert read_url(f"file://{tmp_path}/x") == b"1"
+    Storage(tmp_path).copy_in(f"file://{tmp_path}/x", "y")
+    assert (tmp_path / "y").read_bytes() == b"1"
 
 
 # reading and writing

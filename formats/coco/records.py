@@ -219,8 +219,31 @@ def split_attributes(attributes: pa.Array, allow: bool) -> pa.Table:
     return table.take(encoded.indices)
 
 
+_HEAD = '{"coco":{"area":'
+
+
 def extra_members(extra: pa.Array) -> pa.Table:
     """Of COCO's own extra: task, listed (RLE counts were a list), area and keypoints (whether told), members (text)."""
+    simple = pc.starts_with(extra, _HEAD)
+    for mark in ('"task"', '"counts"', '"num_keypoints"', '},"'):
+        simple = pc.and_(simple, pc.invert(pc.match_substring(extra, mark)))
+    simple = pc.fill_null(simple, False)
+    if not pc.all(simple).as_py():
+        return _parsed_members(extra)
+    n = len(extra)
+    false = pa.repeat(False, n)
+    return pa.table(
+        {
+            "task": pa.nulls(n, pa.string()),
+            "listed": false,
+            "area": simple,
+            "keypoints": false,
+            "members": pc.utf8_slice_codeunits(extra, len('{"coco":{'), -2),
+        }
+    )
+
+
+def _parsed_members(extra: pa.Array) -> pa.Table:
     sql = """SELECT json_extract_string(e, '$.task') AS task,
                coalesce(json_extract_string(e, '$.counts') = 'list', false) AS listed,
                coalesce(json_exists(e, '$.area'), false) AS area,

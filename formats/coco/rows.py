@@ -20,7 +20,7 @@ from rayds.annotations import normal_rle
 from rayds.errors import DataError
 from rayds.formats._records import Records
 from rayds.schema import AnnotationType as T
-from rayds.schema import annotation_rows, mask_rows
+from rayds.schema import annotation_rows, list_of, mask_rows
 from rayds.sql import query
 
 Ints = npt.NDArray[np.int64]
@@ -245,14 +245,10 @@ class _Parser:
         has_box = size > 0
         self.bad(has_box & (size != 4), lambda i: f"a box has 4 numbers, this one {size[i]}")
         self._check_numbers(bbox, "bbox")
-        table = pa.table({"bbox": bbox, "seg": seg, "box": pa.array(has_box)})
-        sql = """SELECT CASE WHEN box THEN list_prepend(bbox, coalesce(seg, [])) ELSE coalesce(seg, []) END AS shapes
-                 FROM t"""
-        column = query(sql, t=table).column("shapes").combine_chunks()
-        shapes = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        shapes = _prepend(bbox, seg, has_box & (size == 4))
         if seg.null_count < len(seg):
             self._check_polygons(seg)
-        return shapes, has_box
+        return shapes, has_box & (size == 4)
 
     def _check_numbers(self, lists: pa.ListArray, what: str) -> None:
         """Lists with something that is no finite number are bad."""
@@ -308,6 +304,9 @@ class _Parser:
 
     def _texts(self) -> tuple[pa.Array, pa.Array]:
         """(attributes, extra) of each record as JSON text."""
+        plain = self.unknown.null_count == len(self.unknown) and not self.listed_rle.any()
+        if plain and self.task not in ("stuff", "panoptic") and self._all_null("score", "attributes", "num_keypoints"):
+            return self._plain_texts()
         marks = []
         if self.task in ("stuff", "panoptic"):
             marks.append(f"'\"task\":\"{self.task}\"'")
@@ -325,6 +324,18 @@ class _Parser:
                            '"score":' || score) AS a, concat_ws(',', {", ".join(marks)}) AS e FROM t)"""
         found = query(sql, t=table).combine_chunks()
         return found.column("attributes").chunk(0), found.column("extra").chunk(0)
+
+    def _all_null(self, *names: str) -> bool:
+        return all(self.table.column(n).null_count == len(self.texts) for n in names)
+
+    def _plain_texts(self) -> tuple[pa.Array, pa.Array]:
+        """What _texts gives where nothing but iscrowd and area is told."""
+        crowd = self.column("iscrowd").dictionary_encode()
+        said = {"0": '{"is_crowd":false}', "false": '{"is_crowd":false}', "1": '{"is_crowd":true}'}
+        said["true"] = said["1"]
+        words = pa.array([said.get(w) for w in crowd.dictionary.to_pylist()], pa.string())
+        extra = pc.binary_join_element_wise('{"coco":{"area":', self.column("area").cast(pa.string()), "}}", "")
+        return words.take(crowd.indices), extra
 
     def _lay_out(
         self,
@@ -409,6 +420,26 @@ class _Parser:
         if (types == T.caption).any():
             out["text"] = captions.take(pa.array(owner, mask=types != T.caption))
         return out
+
+
+def _prepend(bbox: pa.ListArray, seg: pa.ListArray, has_box: npt.NDArray[np.bool_]) -> pa.ListArray:
+    """Lists of shapes: the box, where there is one, before the polygons of each record."""
+    polygons = seg.flatten()
+    counts = pc.fill_null(pc.list_value_length(seg), 0).to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.list_value_length(polygons), 0).to_numpy(zero_copy_only=False)
+    firsts = np.cumsum(counts) - counts
+    lengths = np.insert(lengths, firsts[has_box], 4)
+    is_box = np.zeros(len(lengths), bool)
+    is_box[firsts[has_box] + np.arange(int(has_box.sum()))] = True
+    ends = np.cumsum(lengths)
+    values = np.empty(int(ends[-1]) if len(ends) else 0)
+    boxed = np.zeros(len(values), bool)
+    boxed[((ends - lengths)[is_box][:, None] + np.arange(4)).ravel()] = True
+    four = pc.fill_null(pc.list_value_length(bbox), 0).to_numpy(zero_copy_only=False)
+    coordinates = bbox if has_box.all() else bbox.filter(pa.array(has_box & (four == 4)))
+    values[boxed] = coordinates.flatten().fill_null(np.nan).to_numpy(zero_copy_only=False)
+    values[~boxed] = polygons.flatten().fill_null(np.nan).to_numpy(zero_copy_only=False)
+    return list_of(list_of(pa.array(values), lengths), counts + has_box)
 
 
 def _order(

@@ -167,12 +167,11 @@ def _image_texts(
             "x": single_chunk(block, "extra").take(rows),
         }
     )
-    sql = f"""SELECT '{{"id":' || id || ',"file_name":' || to_json(file_name) || coalesce(',"width":' || width, '')
-                || coalesce(',"height":' || height, '')
-                || CASE WHEN keys IS NULL OR keys <@ ['id'] THEN ''
-                        ELSE ',"attributes":' || json_merge_patch(a, '{{"id":null}}')::VARCHAR END
-                || CASE WHEN length(e) > 2 THEN ',' || substr(e, 2, length(e) - 2) ELSE '' END
-                || '}}{SEPARATOR.decode()}' AS text
+    sql = f"""SELECT concat('{{"id":', id, ',"file_name":', to_json(file_name), ',"width":' || width,
+                ',"height":' || height,
+                CASE WHEN NOT keys <@ ['id'] THEN ',"attributes":' || json_merge_patch(a, '{{"id":null}}')::VARCHAR END,
+                CASE WHEN length(e) > 2 THEN ',' || substr(e, 2, length(e) - 2) END,
+                '}}{SEPARATOR.decode()}') AS text
               FROM (SELECT *, CASE WHEN a IS NOT NULL THEN json_keys(a) END AS keys,
                       json_extract(x, '$.coco')::VARCHAR AS e FROM t)"""
     return text_column(query(sql, t=table))
@@ -242,29 +241,28 @@ def _record_texts(shared: _Block, records: npt.NDArray[np.int64], task: str, ctx
         "score": attributes.column("score"),
     }
     parts = [
-        "'{\"id\":' || id || ',\"image_id\":' || image",
-        "coalesce(',\"category_id\":' || category, '')",
+        "'{\"id\":', id, ',\"image_id\":', image",
+        "',\"category_id\":' || category",
     ]
     if task == "captions":
         text = first_of(found, T.caption)
         columns["caption"] = found.view.column("text").take(pa.array(text))
-        parts.append("',\"caption\":' || to_json(coalesce(caption, ''))")
+        parts.append("',\"caption\":', to_json(coalesce(caption, ''))")
     elif task != "labels":
-        parts[1] = "',\"category_id\":' || coalesce(category::VARCHAR, 'null')"
+        parts[1] = "',\"category_id\":', coalesce(category::VARCHAR, 'null')"
         columns |= _shape_columns(shared, found, records, item, extra, attributes, ctx)
         parts.append(
-            """',"segmentation":' || coalesce(rle, to_json(seg)::VARCHAR) || ',"bbox":' || to_json(bbox)
-               || ',"iscrowd":' || crowd::INT || CASE WHEN told THEN '' ELSE ',"area":' || area END"""
+            """',"segmentation":', coalesce(rle, to_json(seg)::VARCHAR), ',"bbox":', to_json(bbox),
+               ',"iscrowd":', crowd::INT, CASE WHEN NOT told THEN ',"area":' || area END"""
         )
         if task == "person_keypoints":
             columns |= _keypoint_columns(found, extra)
             parts.append(
-                """',"keypoints":' || to_json(points)
-                   || CASE WHEN counted THEN '' ELSE ',"num_keypoints":' || visible END"""
+                """',"keypoints":', to_json(points),
+                   CASE WHEN NOT counted THEN ',"num_keypoints":' || visible END"""
             )
-    parts += ["coalesce(',\"score\":' || score, '')", "coalesce(',\"attributes\":' || rest, '')"]
-    parts += ["coalesce(',' || members, '')", f"'}}{SEPARATOR.decode()}'"]
-    return text_column(query(f"SELECT {' || '.join(parts)} AS text FROM t", t=pa.table(columns)))
+    parts += ["',\"score\":' || score", "',\"attributes\":' || rest", "',' || members", f"'}}{SEPARATOR.decode()}'"]
+    return text_column(query(f"SELECT concat({', '.join(parts)}) AS text FROM t", t=pa.table(columns)))
 
 
 def _shape_columns(

@@ -35,6 +35,8 @@ def _none() -> Iterator[Advance]:
 
 
 def _state(done: int, total: int | None, seconds: float) -> str:
+    if not done:
+        return "no items yet"
     rate = done / seconds if seconds > 0 else 0.0
     of = f" of {total:,}" if total else ""
     return f"{done:,}{of} items, {rate:,.0f} items/s"

@@ -90,7 +90,8 @@ def test_a_mistake_in_a_plugin_is_told_in_one_line_and_with_its_traceback_when_a
     assert "Traceback" in rayds(*words).stderr
 
 
-def test_ctrl_c_ends_with_130_and_leaves_nothing(start, data):
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_job_leaves_nothing(start, data, stop, code):
     (data / "tiny.txt").write_text("".join(f"{i} cat 1 2 3 4\n" for i in range(10_000)))
     process = start("convert", "-i", "pets", "-f", "tiny", "-o", "out", "--read", "delay=0.01")
     deadline = time.monotonic() + 60
@@ -98,10 +99,10 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(start, data):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "error: interrupted" in err
+    assert process.returncode == code
+    assert stop != signal.SIGINT or "error: interrupted" in err
     assert "Traceback" not in err
     assert out == ""
     assert [p.name for p in data.parent.iterdir()] == ["pets"]
@@ -140,6 +141,14 @@ class TestProgress:
         assert lines[0].startswith("writing: 100 of 400 items, ")
         assert "items/s" in lines[0]
         assert lines[0].endswith(" left")
+
+    def test_a_line_shows_that_the_job_lives_before_the_first_item(self, capsys, monkeypatch):
+        from rayds.cli import _progress
+
+        monkeypatch.setattr(_progress, "INTERVAL", 0.05)
+        with _progress.progress("writing"):
+            time.sleep(0.2)
+        assert capsys.readouterr().err.startswith("writing: no items yet, 0:00 elapsed\n")
 
     def test_no_lines_when_quiet_or_soon_done(self, capsys):
         from rayds.cli._progress import progress

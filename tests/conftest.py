@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,8 @@ from rayds.engine.local import LocalEngine
 @pytest.fixture(scope="session")
 def ray_engine() -> Iterator[Engine]:
     """The Ray engine on a private cluster of 4 logical CPUs."""
+    # Workers that wait for work stay: to start one takes seconds.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
     from rayds.engine.ray import RayEngine, connect
 
     connect(num_cpus=4, store_bytes=200 << 20)

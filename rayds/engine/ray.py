@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,6 +138,15 @@ class RayEngine(Engine):
             shuffled = RayBlocks(numbered.dataset.repartition(n, keys=list(keys)), n, blocks.size)
         return self._map(shuffled, _bounded(_keyed(list(keys), guarded(fn)), fn, self.retries))
 
+    def by_number(self, blocks: RayBlocks, column: str, n: int) -> RayBlocks:
+        del n
+        numbered = self._map(blocks, _numbered())
+        if numbered.dataset is None:
+            return numbered
+        with self._planning():
+            ordered = numbered.dataset.sort([column, _TASK, _ROW])
+        return self._map(RayBlocks(ordered, blocks.shards, blocks.size), _unnumbered)
+
     def fold(
         self, blocks: RayBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]
     ) -> T | None:
@@ -209,7 +219,8 @@ class RayEngine(Engine):
     def adopt(self, held: ray.data.Dataset | None) -> RayBlocks:
         if held is None:
             return RayBlocks(None)
-        with self._planning():
+        with self._planning(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
             dataset = ray.data.Dataset.copy(held, _deep_copy=True)
             self._configure(dataset.context)
         return RayBlocks(dataset, int(self._cpus()))
@@ -243,7 +254,9 @@ class RayEngine(Engine):
     def _planning(self) -> Iterator[None]:
         """Ray Data's settings for the plans made inside; a plan keeps those it was made under."""
         connect(self.address, self.num_cpus, self.store_bytes)
-        context = ray.data.DataContext.get_current().copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a copy touches settings that are deprecated
+            context = ray.data.DataContext.get_current().copy()
         self._configure(context)
         with ray.data.DataContext.current(context):
             yield
@@ -257,7 +270,6 @@ class RayEngine(Engine):
         context.target_max_block_size = self.block_bytes
         context.enable_fallback_to_arrow_object_ext_type = False
         context.raise_original_map_exception = True
-        context.max_consecutive_actor_init_deaths = self.retries
         context.enable_progress_bars = False
         context.print_on_execution_start = False
 
@@ -309,11 +321,17 @@ def _quiet_core() -> Iterator[None]:
 
 
 class _Actor:
-    """A worker of map_stateful."""
+    """A worker of map_stateful. It makes its stage at the first block: an error there ends the job at once,
+    where Ray would start an actor again whose constructor failed."""
 
     def __init__(self, factory: Callable[[], Stage], retries: int) -> None:
-        with carrying():
-            self.run = _bounded(guarded(factory()), factory, retries)
+        self.factory = factory
+        self.stage: Stage | None = None
+        self.run = _bounded(self._stage, factory, retries)
+
+    def _stage(self, block: Block) -> Block:
+        self.stage = self.stage or guarded(self.factory())
+        return self.stage(block)
 
     def __call__(self, block: Block) -> Block:
         return self.run(block)
@@ -346,6 +364,10 @@ def _numbered() -> Stage:
         return block.append_column(_TASK, task).append_column(_ROW, place)
 
     return run
+
+
+def _unnumbered(block: Block) -> Block:
+    return block.drop_columns([_TASK, _ROW])
 
 
 def _keyed(keys: list[str], stage: Stage) -> Stage:

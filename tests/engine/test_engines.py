@@ -253,7 +253,7 @@ def test_an_error_in_a_model(engine: Engine) -> None:
     def broken() -> Any:
         raise DataError("the model is broken", file="model.xml")
 
-    with pytest.raises((DataError, EngineError), match="the model is broken"):
+    with pytest.raises(DataError, match="the model is broken"):
         list(engine.iterate(engine.map_stateful(engine.source(range(2), read), broken)))
 
 
@@ -409,6 +409,7 @@ def test_local_reads_only_a_few_blocks_ahead(workers: int) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_both_engines_write_the_same_for_any_number_of_cpus(ray_engine: Engine) -> None:
     from rayds.engine.ray import RayEngine
 
@@ -431,8 +432,8 @@ def test_small_blocks_give_the_same(ray_engine: Engine) -> None:
     engine = RayEngine(block_bytes=500)
     blocks = engine.source(range(4), read)
     assert ids_of(engine, blocks) == expected_ids(4)
-    keyed = engine.by_key(blocks, ["subset"], lambda block: block.slice(0, 1), 2)
-    assert sorted(ids_of(engine, keyed)) == ["000/0/0", "001/0/0"]  # a partition is never cut
+    keyed = engine.by_key(blocks, ["subset"], lambda block: block.slice(0, 1), 1)
+    assert ids_of(engine, keyed) == ["001/0/0"]  # a partition is never cut
     assert engine.write(blocks, Recorder(7, True)) == LocalEngine().write(
         LocalEngine().source(range(4), read), Recorder(7, True)
     )
@@ -510,7 +511,7 @@ print(sum(b.num_rows for b in engine.iterate(blocks)))
 """
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", script],
+        [sys.executable, "-c", script],
         env={**env, "HOME": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,

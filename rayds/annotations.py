@@ -272,15 +272,24 @@ class Mask(Annotation):
         return decode_rle(self.rle)
 
     def get_area(self) -> float:
-        from pycocotools import mask as coco_mask
-
-        return float(coco_mask.area(self.rle))
+        return float(rle_runs(self.rle)[1::2].sum())
 
     def get_bbox(self) -> tuple[float, float, float, float]:
-        from pycocotools import mask as coco_mask
-
-        x, y, w, h = map(float, coco_mask.toBbox(self.rle))
-        return x, y, w, h
+        runs = rle_runs(self.rle)
+        ends = np.cumsum(runs)
+        last, full = ends[1::2], runs[1::2] > 0
+        first, last = ends[0::2][: len(last)][full], last[full] - 1  # pixels, counted down the columns
+        if not len(first):
+            return 0.0, 0.0, 0.0, 0.0
+        height = self.rle["size"][0]
+        left, right = first[0] // height, last[-1] // height
+        if (
+            first // height != last // height
+        ).any():  # a run over a column's end takes its first and last row
+            top, bottom = 0, height - 1
+        else:
+            top, bottom = (first % height).min(), (last % height).max()
+        return float(left), float(top), float(right - left + 1), float(bottom - top + 1)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):
@@ -302,19 +311,61 @@ RleMask = Mask
 
 
 def normal_rle(rle: dict[str, Any]) -> dict[str, Any]:
-    """An RLE with compressed counts as text, whatever form it came in. Raises ValueError if it is broken."""
-    height, width = (int(v) for v in rle["size"])
+    """An RLE with compressed counts as text, whatever form it came in. Raises ValueError if it is broken.
+
+    Text is taken as it is: `decode_rle` and `rle_runs` check it.
+    """
+    height, width = _rle_size(rle)
     counts = rle["counts"]
     if isinstance(counts, (list, tuple, np.ndarray)):
         from pycocotools import mask as coco_mask
 
-        if sum(counts) != height * width or any(c < 0 for c in counts):
+        if sum(counts) != height * width or any(c < 0 or int(c) != c for c in counts):
             raise ValueError(f"run lengths sum to {sum(counts)}, but the mask is {width}x{height}")
         runs = {"size": [height, width], "counts": list(map(int, counts))}
         counts = coco_mask.frPyObjects(runs, height, width)["counts"]
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
+    if not isinstance(counts, str):
+        raise ValueError(f"the counts of a mask are text or a list of numbers, not {type(counts).__name__}")
     return {"size": [height, width], "counts": counts}
+
+
+def _rle_size(rle: dict[str, Any]) -> tuple[int, int]:
+    height, width = (int(v) for v in rle["size"])
+    if height < 0 or width < 0 or height * width >= 1 << 32:  # COCO's run lengths have 32 bits
+        raise ValueError(f"a mask can't have {width}x{height} pixels")
+    return height, width
+
+
+def rle_runs(rle: dict[str, Any]) -> npt.NDArray[np.int64]:
+    """The run lengths of a compressed RLE, down the columns, zeros first. Raises ValueError if it is broken.
+
+    Counts from files must pass here before pycocotools sees them: it trusts them, and crashes on some.
+    """
+    height, width = _rle_size(rle)
+    counts = rle["counts"]
+    codes = (
+        np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    )
+    ends = np.flatnonzero(
+        (codes & 0x20) == 0
+    )  # a number is 5 bits a character, low ones first; 0x20: more follow
+    starts = np.concatenate([[0], ends + 1])
+    lengths = np.diff(starts)
+    broken = ValueError("the run lengths of a mask are broken")
+    if codes.size and (codes.min() < 0 or codes.max() > 63 or starts[-1] != codes.size or lengths.max() > 7):
+        raise broken
+    place = np.arange(codes.size) - np.repeat(starts[:-1], lengths)
+    runs = (
+        np.add.reduceat((codes & 0x1F) << (5 * place), starts[:-1]) if codes.size else np.zeros(0, np.int64)
+    )
+    runs = runs - np.where(codes[ends] & 0x10, np.int64(1) << (5 * lengths), 0)  # the sign
+    runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on they are differences to the one before the last
+    runs[2::2] = np.cumsum(runs[2::2])
+    if runs.sum() != height * width or (runs.size and runs.min() < 0):
+        raise broken
+    return runs
 
 
 def encode_mask(image: Any) -> dict[str, Any]:
@@ -328,10 +379,10 @@ def encode_mask(image: Any) -> dict[str, Any]:
 
 
 def decode_rle(rle: dict[str, Any]) -> BoolMask:
-    """The (H, W) bool array of a compressed RLE."""
-    from pycocotools import mask as coco_mask
-
-    decoded: BoolMask = coco_mask.decode({"size": rle["size"], "counts": rle["counts"]}).astype(bool)
+    """The (H, W) bool array of a compressed RLE. Raises ValueError if it is broken."""
+    runs = rle_runs(rle)
+    height, width = rle["size"]
+    decoded: BoolMask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width, order="F")
     return decoded
 
 
@@ -343,6 +394,5 @@ def _enclosing(points: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 CLASSES: dict[AnnotationType, type[Annotation]] = {
-    c.type: c
-    for c in (Label, Mask, Points, Polygon, PolyLine, Bbox, Caption, Cuboid3d, Ellipse, RotatedBbox)
+    c.type: c for c in (Label, Mask, Points, Polygon, PolyLine, Bbox, Caption, Cuboid3d, Ellipse, RotatedBbox)
 }

@@ -133,6 +133,48 @@ def test_masks_in_all_forms_are_one() -> None:
     assert decode_rle(encode_mask(np.zeros((0, 5)))).shape == (0, 5)
 
 
+def test_masks_agree_with_coco() -> None:
+    from pycocotools import mask as coco_mask
+
+    rng = np.random.default_rng(0)
+    for i in range(500):
+        pixels = rng.random(rng.integers(1, 12, 2)) < (i % 11) / 10
+        mask = Mask(pixels)
+        assert np.array_equal(mask.image, pixels)
+        assert mask.get_area() == coco_mask.area(mask.rle) == pixels.sum()
+        assert mask.get_bbox() == tuple(coco_mask.toBbox(mask.rle))
+
+
+@pytest.mark.parametrize(
+    ("size", "counts"),
+    [
+        ((2, 2), "zzzz"),
+        ((2, 2), "3"),  # one pixel is missing
+        ((2, 2), "5"),  # one too many
+        ((2, 2), "o"),  # the last number is cut
+        ((2, 2), "4 "),
+        ((2, 2), "\u00e9"),
+        ((2, 2), "6N"),  # 6 - 2: a negative run
+        ((2, 2), ""),
+        ((0, 5), "1"),
+        ((0, 0), "zz"),
+        ((2, 2), "o" * 100_000),
+    ],
+)
+def test_broken_run_lengths_of_files_are_errors(size: tuple[int, int], counts: str) -> None:
+    mask = Mask(rle={"size": size, "counts": counts})
+    for use in (lambda: mask.image, mask.get_area, mask.get_bbox):
+        with pytest.raises(ValueError, match="run lengths of a mask are broken"):
+            use()
+
+
+@pytest.mark.parametrize("size", [(-1, -1), (1 << 16, 1 << 16), (2,), "no"])
+def test_masks_of_impossible_sizes(size: Any) -> None:
+    for counts in ("", [0], [1 << 32]):
+        with pytest.raises(ValueError):  # noqa: PT011
+            Mask(rle={"size": size, "counts": counts})
+
+
 def test_short_text_of_annotations() -> None:
     assert repr(Bbox(1, 2, 3, 4, label=5, group=1)) == "Bbox(label=5, group=1, x=1.0, y=2.0, w=3.0, h=4.0)"
     assert "20 numbers" in repr(Polygon(range(20)))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,8 +29,10 @@ from rayds.schema import (
     ITEM_SCHEMA,
     AnnotationType,
     empty_table,
+    flat,
     media_field,
     single_chunk,
+    with_annotations,
 )
 from rayds.storage import Listing, Storage
 
@@ -84,6 +87,7 @@ class Shard:
     name: str
     data: Any
     size: int | None = None  # bytes
+    file: str | None = None  # full path of the file that messages name, where it is one
 
 
 @dataclass
@@ -332,16 +336,57 @@ def read_shard(fmt: Format, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table
     """The item tables of a shard; under skip and quarantine with the error column and a row for each bad item."""
     ctx = ReadContext(ctx.root, ctx.options, ctx.categories, ctx.on_error, ctx.workers, ctx.block_rows)
     if ctx.on_error is OnError.RAISE:
-        yield from fmt.read(shard, ctx)
+        for table in fmt.read(shard, ctx):
+            yield without_outside_boxes(table, shard, ctx)
         return
     try:
         for table in fmt.read(shard, ctx):
+            table = without_outside_boxes(table, shard, ctx)
             yield with_errors(table, ctx.errors)
             ctx.errors.clear()
     except DataError as e:  # the shard itself is bad: what was read of it stands
         ctx.errors.append({"subset": DEFAULT_SUBSET, **e.record()})
     if ctx.errors:
         yield with_errors(empty_table(), ctx.errors)
+
+
+def without_outside_boxes(table: pa.Table, shard: Shard, ctx: ReadContext) -> pa.Table:
+    """The table without boxes that lie wholly outside their image (where its size is known): those are bad.
+
+    A box that reaches over the border stays as it is.
+    """
+    view = flat(table)
+    boxes = np.flatnonzero(view.type == AnnotationType.bbox)
+    if not len(boxes):
+        return table
+    points = view.column("points").take(pa.array(boxes)) if len(boxes) < len(view) else view.column("points")
+    x, y, w, h = points.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4).T
+    item = view.item[boxes]
+    width, height = (
+        media_field(table, n).fill_null(0).to_numpy(zero_copy_only=False)[item] for n in ("width", "height")
+    )
+    known = (width > 0) & (height > 0)
+    outside = known & ((x > width) | (y > height) | (x + w < 0) | (y + h < 0))
+    if not outside.any():
+        return table
+    ids, subsets = single_chunk(table, "id"), single_chunk(table, "subset")
+    for i in np.flatnonzero(outside):
+        row = int(item[i])
+        reason = f"the box {x[i]:g}, {y[i]:g}, {w[i]:g}, {h[i]:g} lies outside the image of {width[i]}x{height[i]}"
+        error = DataError(
+            reason,
+            file=shard.file or f"{ctx.root.url} ({shard.name})",
+            item=ids[row].as_py(),
+            remedy="Correct it, or read with --on-error skip",
+        )
+        ctx.bad(error, subsets[row].as_py())
+    keep = np.ones(len(view), bool)
+    keep[boxes[outside]] = False
+    group = view.numpy("group")
+    for i in boxes[outside]:  # the other rows of the object go with its box
+        if group[i]:
+            keep &= ~((view.item == view.item[i]) & (group == group[i]))
+    return with_annotations(table, view.rows.filter(pa.array(keep)), np.bincount(view.item[keep], minlength=len(ids)))
 
 
 def with_errors(table: pa.Table, errors: Sequence[Mapping[str, Any]]) -> pa.Table:

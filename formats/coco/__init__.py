@@ -118,6 +118,7 @@ class Coco(Format):
                 s.subset,
                 {"subset": s.subset, "files": s.files, "labels": labels},
                 size=sum(storage.size(f) for _, f in s.files),
+                file=storage.path(s.files[0][1]),
             )
             for s in subsets
         ]

@@ -85,6 +85,13 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def by_number(self, blocks: Blocks, column: str, n: int) -> Blocks:
+        """The rows with 0 in an integer column, then those with 1, ... to n - 1; rows of a number in source order.
+
+        A keyed exchange like by_key, for few keys whose order matters. Error rows come first.
+        """
+
+    @abstractmethod
     def fold(self, blocks: Blocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]) -> T | None:
         """map_fn over every block (error rows included), results merged in order; None for no blocks.
 

@@ -90,6 +90,16 @@ class LocalEngine(Engine):
 
         return LocalBlocks(make)
 
+    def by_number(self, blocks: LocalBlocks, column: str, n: int) -> LocalBlocks:
+        def make() -> Iterator[Block]:
+            with tempfile.TemporaryDirectory(prefix="rayds-") as folder:
+                store = _Partitions(n, Path(folder), self.spill_bytes)
+                for block in self.iterate(blocks):
+                    store.add(block, block.column(column).fill_null(0).to_numpy())
+                yield from store.tables()
+
+        return LocalBlocks(make)
+
     def fold(
         self, blocks: LocalBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]
     ) -> T | None:

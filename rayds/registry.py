@@ -86,6 +86,13 @@ class Found:
         best = [(f, c) for f, c in found if c.score == top > 0]
         return cls(path, best, found[len(best) :])
 
+    def by_family(self) -> list[tuple[Format, Confidence]]:
+        """The rejected ones, one of each family: task variants say much the same."""
+        first: dict[str, tuple[Format, Confidence]] = {}
+        for fmt, confidence in self.rejected:
+            first.setdefault(fmt.family, (fmt, confidence))
+        return list(first.values())
+
     def reason_code(self, fmt: Format, confidence: Confidence) -> str:
         """Why a format was rejected, for programs."""
         if confidence.score:
@@ -124,5 +131,5 @@ def detect_format(path: str) -> Format:
     if below:
         places = ", ".join(f"{b.path} ({' or '.join(f.name for f, _ in b.best)})" for b in below[:5])
         raise FormatError(f"{path}: no known format fits. There are datasets below, name one: {places}")
-    near = "; ".join(f"{f.name}: {c.reason}" for f, c in here.rejected[:6])
+    near = "; ".join(f"{f.name}: {c.reason}" for f, c in here.by_family()[:6])
     raise FormatError(f"{path}: no known format fits. Name it with -if. ({near}; ...)")

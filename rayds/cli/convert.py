@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -109,11 +110,13 @@ def convert(
         return
     options = writer_options(fmt, [*media_words(save_media, image_ext), *words])
     fmt.capabilities(options)  # ends it here when the format can't be written
+    start = time.monotonic()
     chosen = choose_engine(engine, address)
     with progress(f"converting to {fmt.name}", quiet) as advance:
         dataset = read_dataset(input_path, input_format, read, engine=chosen, on_error=on_error, quiet=quiet)
         target = output_dir or default_output(input_path, fmt.name, overwrite)
         report = dataset.write(target, fmt, options, overwrite=overwrite, strict=strict, progress=advance)
+    report.seconds = time.monotonic() - start  # with detection and planning
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else str(report))
 
 

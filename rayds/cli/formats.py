@@ -27,7 +27,7 @@ DETECT_EXAMPLES = """
     rayds detect data/ --show-rejections
     rayds detect data/ --json | jq -r '.detected_formats[]'
 """
-NEAREST = 5  # rejected formats shown when nothing fits
+NEAREST = 8  # rejected formats shown when nothing fits
 
 
 @click.command(cls=Command, examples=FORMATS_EXAMPLES)
@@ -211,12 +211,12 @@ def detect_lines(here: Found, below: Sequence[Found], show_rejections: bool) -> 
             lines.append(f"  {found.best[0][1].reason}")
     if not lines:
         lines.append(f"Unable to detect the format of {here.path}")
-    rows = [(fmt.name, conf.reason) for fmt, conf in here.rejected]
-    if rows and (show_rejections or not (here.best or below)):
-        shown = rows if show_rejections else rows[:NEAREST]
-        lines += ["", table(("not", "because"), shown)]
-        if len(shown) < len(rows):
-            lines.append(f"... and {len(rows) - len(shown)} more: --show-rejections")
+    if show_rejections or not (here.best or below):
+        shown = here.rejected if show_rejections else here.by_family()[:NEAREST]
+        if shown:
+            lines += ["", table(("not", "because"), [(fmt.name, conf.reason) for fmt, conf in shown])]
+        if len(shown) < len(here.rejected):
+            lines.append(f"... and {len(here.rejected) - len(shown)} more: --show-rejections")
     return lines
 
 

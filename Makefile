@@ -48,7 +48,7 @@ format: $(STAMP) ## fix style and formatting
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## run the benchmarks
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python benchmarks/run.py
 
 wheel: $(STAMP) ## build dist/rayds-*.whl, which cluster.yaml installs
 	@rm -rf build/lib build/bdist.* dist

@@ -23,7 +23,9 @@ _HOMES = {
     ),
     "rayds.format": ("Capabilities", "Confidence", "Format", "ItemFormat", "Plan", "Shard"),
     "rayds.item": ("DatasetItem",),
+    "rayds.launcher": ("Launcher",),
     "rayds.media": ("Image", "PointCloud"),
+    "rayds.op": ("Op",),
     "rayds.options": ("Options", "option"),
     "rayds.registry": ("detect",),
     "rayds.report": ("Report",),
@@ -71,6 +73,8 @@ if TYPE_CHECKING:
     from rayds.categories import LabelCategories as LabelCategories
     from rayds.dataset import Dataset as Dataset
     from rayds.item import DatasetItem as DatasetItem
+    from rayds.launcher import Launcher as Launcher
+    from rayds.op import Op as Op
 
 
 def __getattr__(name: str) -> Any:

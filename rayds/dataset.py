@@ -19,6 +19,8 @@ from rayds.errors import DataError, FormatError, OnError
 from rayds.export import export
 from rayds.format import BLOCK_ROWS, Format, Ids, PlanContext, ReadContext, Shard, WriteContext, read_shard, with_errors
 from rayds.item import DatasetItem, from_table, to_table
+from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
+from rayds.op import Op, prepared
 from rayds.registry import detect_format, get_format
 from rayds.report import Report
 from rayds.schema import DEFAULT_SUBSET, ITEM_SCHEMA, conform, empty_table, split_errors
@@ -251,6 +253,44 @@ class Dataset:
     def select(self, fn: Callable[[DatasetItem], bool]) -> Dataset:
         """The items for which fn is true."""
         return self.map_batches(partial(_select_items, fn, self._on_error))
+
+    def transform(self, op: Op | str, **options: Any) -> Dataset:
+        """The dataset after an operation: a plug-in by its name, with its options, or an Op object."""
+        made, categories = prepared(op, options, self._categories)
+        changes: dict[str, Any] = {} if made.keeps_ids else {"ids": "unknown"}
+        return self._derive(lambda engine: made.run(engine, self._build(engine)), categories=categories, **changes)
+
+    def run_model(
+        self,
+        launcher: Launcher | str,
+        *,
+        batch_size: int = 16,
+        workers: int = 1,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        keep: bool = False,
+        **options: Any,
+    ) -> Dataset:
+        """The dataset with the annotations that a model gives its images: a plug-in by its name, with its options, or a Launcher.
+
+        keep: add to the annotations that are there instead of replacing them. batch_size: images at a time.
+        workers: how many load the model (on Ray), each with num_cpus and num_gpus.
+        """
+        made = make_launcher(launcher, options)
+        categories, index = joined_categories(made.categories(), self._categories, keep)
+        stage = partial(Inference, made, index, keep=keep, on_error=self._on_error)
+
+        def build(engine: Engine) -> Blocks:
+            return engine.map_stateful(
+                self._build(engine),
+                stage,
+                batch_rows=batch_size,
+                workers=workers,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+            )
+
+        return self._derive(build, categories=categories, ids="unknown")
 
     def repartition(self, shards: int, by: str = "id") -> Dataset:
         """The same items in `shards` blocks: each item (by="id") or each subset (by="subset") has one fixed shard.

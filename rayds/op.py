@@ -1,0 +1,78 @@
+"""The operation plug-in kind: what a class must say and do to change datasets, on any engine.
+
+An Op works on item tables, block by block, and is sent to workers: it holds its options and what `prepare`
+found, nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rayds import options as base
+from rayds.categories import Categories
+from rayds.engine.base import Block, Blocks, Engine
+from rayds.errors import EngineError, UsageError
+from rayds.registry import load
+from rayds.schema import ITEM_SCHEMA, conform
+
+
+class Op(ABC):
+    """Base of operations: a new dataset from a dataset.
+
+    name: its entry point in the group rayds.ops. title: one line for lists. keeps_ids: whether annotation ids
+    are as unique after it as before. `Op(**options)` checks the options; self.options has them.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    keeps_ids: ClassVar[bool] = True
+
+    @dataclass(frozen=True)
+    class Options(base.Options):
+        """Options of the operation."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options.make(options)
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{k}={v!r}" for k, v in vars(self.options).items())
+        return f"{type(self).__name__}({given})"
+
+    def prepare(self, categories: Categories) -> Categories:
+        """The categories of the result, on the driver, before any block; may keep on self what `apply` needs.
+
+        Raises UsageError for options that don't go with the categories. Must not change its argument.
+        """
+        return categories
+
+    @abstractmethod
+    def apply(self, block: Block) -> Block:
+        """The item table after the operation; rows may be fewer or more. The result must not depend on where blocks end."""
+
+    def run(self, engine: Engine, blocks: Blocks) -> Blocks:
+        """The operation on an engine: `apply` over every block. An operation that needs another primitive overrides it."""
+        return engine.map(blocks, self._checked)
+
+    def _checked(self, block: Block) -> Block:
+        out = self.apply(block)
+        if out.schema.equals(ITEM_SCHEMA):
+            return out
+        try:
+            return conform(out)
+        except ValueError as e:
+            raise EngineError(f"the operation {self.name!r} returned no item table: {e}") from e
+
+
+def prepared(op: Op | str, options: Mapping[str, Any], categories: Categories) -> tuple[Op, Categories]:
+    """(an operation by name or as an object, ready to run; the categories of its result)."""
+    if isinstance(op, str):
+        made: Op = load("ops", op)(**options)
+    elif options:
+        raise UsageError(f"{op!r} has its options already; give {', '.join(options)} where it is made")
+    else:
+        made = copy.copy(op)  # `prepare` writes on it, and the caller's may be used again
+    return made, made.prepare(categories)

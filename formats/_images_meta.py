@@ -53,7 +53,9 @@ class ImagesMeta:
             if not len(left):
                 break
             sizes = self.sections[name]
-            found = pc.index_in(ids.take(pa.array(left)), sizes.ids).fill_null(-1).to_numpy(zero_copy_only=False)
+            found = (
+                pc.index_in(ids.take(pa.array(left)), sizes.ids).fill_null(-1).to_numpy(zero_copy_only=False)
+            )
             rows, where = left[found >= 0], found[found >= 0]
             height[rows], width[rows] = sizes.height[where], sizes.width[where]
         return height, width
@@ -63,7 +65,9 @@ def parse_images_meta(data: bytes, file: str) -> ImagesMeta:
     """The sizes in the bytes of a file; raises DataError naming file and line."""
     made = ImagesMeta()
     subset, start = None, 0
-    marks = [(m.start(), m.end(), m.group(1).strip().decode("utf-8", "replace")) for m in _SECTION.finditer(data)]
+    marks = [
+        (m.start(), m.end(), m.group(1).strip().decode("utf-8", "replace")) for m in _SECTION.finditer(data)
+    ]
     for begin, end, name in [*marks, (len(data), len(data), "")]:
         sizes = _parse(data[start:begin], file, data.count(b"\n", 0, start))
         if len(sizes.ids):
@@ -82,7 +86,9 @@ def _unquoted(name: str) -> str:
 
 def _joined(a: _Sizes, b: _Sizes) -> _Sizes:
     return _Sizes(
-        pa.concat_arrays([a.ids, b.ids]), np.concatenate([a.height, b.height]), np.concatenate([a.width, b.width])
+        pa.concat_arrays([a.ids, b.ids]),
+        np.concatenate([a.height, b.height]),
+        np.concatenate([a.width, b.width]),
     )
 
 
@@ -120,7 +126,9 @@ def _parse_lines(data: bytes, file: str, lines_before: int) -> _Sizes:
                 raise ValueError(line)
         except (ValueError, IndexError) as e:
             raise DataError(
-                f"expected '<ID> <height> <width>', found {line.strip()[:80]!r}", file=file, place=f"line {number}"
+                f"expected '<ID> <height> <width>', found {line.strip()[:80]!r}",
+                file=file,
+                place=f"line {number}",
             ) from e
         ids.append(words[0])
         sizes.append((height, width))

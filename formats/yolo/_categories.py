@@ -32,7 +32,9 @@ def written_names(labels: LabelCategories) -> list[str]:
     names = [str(c.extra.get(FAMILY, {}).get("name", c.name)) for c in labels]
     for name in names:
         if "\n" in name or "\r" in name:
-            raise DataError(f"the label {name!r} has a line break", remedy="Rename it with the transform remap_labels")
+            raise DataError(
+                f"the label {name!r} has a line break", remedy="Rename it with the transform remap_labels"
+            )
     return names
 
 

@@ -77,7 +77,8 @@ def ranges(starts: Ints, counts: Ints) -> Ints:
     """starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ... as one array."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(starts - (ends - counts), counts)
+    made: Ints = np.arange(total) + np.repeat(starts - (ends - counts), counts)
+    return made
 
 
 def read_labels(root: Storage, names: Sequence[str]) -> list[bytes]:
@@ -134,7 +135,9 @@ def _numbers(data: bytes) -> Floats | None:
     try:
         table = csv.read_csv(
             pa.BufferReader(data),
-            csv.ReadOptions(use_threads=False, column_names=["v"], block_size=max(1 << 20, min(len(data), 1 << 26))),
+            csv.ReadOptions(
+                use_threads=False, column_names=["v"], block_size=max(1 << 20, min(len(data), 1 << 26))
+            ),
             csv.ParseOptions(delimiter=",", quote_char=False, escape_char=False),
             csv.ConvertOptions(
                 column_types={"v": pa.float64()}, null_values=[], strings_can_be_null=False, check_utf8=False
@@ -233,4 +236,4 @@ def line_texts(
     text, ends = format_numbers(tokens, line_ends)
     line_bounds = np.concatenate([[0], ends[starts[1:] - 1]]).astype(np.int64)
     lines_of = starts_of(np.bincount(item, minlength=items))
-    return memoryview(text), line_bounds[lines_of]
+    return memoryview(text.data), line_bounds[lines_of]

@@ -7,6 +7,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -149,7 +150,7 @@ def list_shards(root: Storage, subset: str, file: str, resolver: Resolver, token
         cuts.append(len(data))
     return [
         Shard(f"{file}-{i}", Part(subset, base, token, file, a, b), (b - a) * 10)
-        for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))
+        for i, (a, b) in enumerate(pairwise(cuts))
     ]
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rayds.categories import LabelCategories
 from rayds.errors import DataError
 from rayds.format import ReadContext
 from rayds.formats._images_meta import FILE as META_FILE
 from rayds.formats._images_meta import load_images_meta
-from rayds.formats.yolo._labels import BadLine, Floats, parse, read_labels
+from rayds.formats.yolo._labels import BadLine, parse, read_labels
 from rayds.formats.yolo._paths import Part, Resolver, below, read_list, set_base, split_entry
 from rayds.formats.yolo._scan import labels_beside, stem
 from rayds.formats.yolo._shapes import Setting, annotations_of, check
@@ -42,7 +41,9 @@ def images_of(part: Part, root: Storage) -> Images:
     data = root.read_range(part.list_file, part.start, part.end)
     entries = [split_entry(e) for e in read_list(data, root.path(part.list_file))]
     resolver = Resolver(root)
-    where: dict[str, tuple[str, str]] = {}  # folder in the list -> folders, with a slash, of the path and of the id
+    where: dict[
+        str, tuple[str, str]
+    ] = {}  # folder in the list -> folders, with a slash, of the path and of the id
     for folder in {f for f, _ in entries}:
         inside = resolver.folder(folder)
         base = set_base(inside)
@@ -135,8 +136,12 @@ def _sizes(
             return DataError(e.reason, file=e.file or path, item=images.ids[i], remedy=e.remedy)
         if size is not None:
             return size
-        remedy = f"Put the images in their place, or give the size in {META_FILE} ('<ID> <height> <width>' a line)"
-        return DataError("the image, whose size its boxes need, is missing", file=path, item=images.ids[i], remedy=remedy)
+        remedy = (
+            f"Put the images in their place, or give the size in {META_FILE} ('<ID> <height> <width>' a line)"
+        )
+        return DataError(
+            "the image, whose size its boxes need, is missing", file=path, item=images.ids[i], remedy=remedy
+        )
 
     for i, size in zip(todo, _threaded(one, todo), strict=True):
         if isinstance(size, DataError):

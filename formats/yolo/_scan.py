@@ -85,4 +85,6 @@ def _texts(files: Listing, folder: str) -> list[str]:
     """The label files below a folder, or below the `labels` folder that mirrors it."""
     other = label_folder(files.root, folder)
     found = [n for n in files.walk(other) if n.endswith(".txt")]
-    return found if folder else [n for n in found if "/" in n]  # beside settings lie read-me files, not labels
+    return (
+        found if folder else [n for n in found if "/" in n]
+    )  # beside settings lie read-me files, not labels

@@ -66,9 +66,11 @@ def expected(setting: Setting) -> str:
     if setting.task == "pose":
         n, d = setting.keypoints
         return f"{5 + n * d} (box and {n} key points of {d} numbers)"
-    return {"detect": "5, or 6 with a confidence", "segment": "7 or more (class, then x y pairs)", "obb": "9"}[
-        setting.task
-    ]
+    return {
+        "detect": "5, or 6 with a confidence",
+        "segment": "7 or more (class, then x y pairs)",
+        "obb": "9",
+    }[setting.task]
 
 
 def check(lines: Lines, setting: Setting) -> dict[int, BadLine]:
@@ -127,7 +129,9 @@ class Rows:
     points: Floats
 
 
-def annotations_of(lines: Lines, setting: Setting, width: Floats, height: Floats) -> tuple[pa.StructArray, Ints]:
+def annotations_of(
+    lines: Lines, setting: Setting, width: Floats, height: Floats
+) -> tuple[pa.StructArray, Ints]:
     """(annotations, file of each) of lines that `check` found good; width, height: of the image of each line."""
     kind, scored = kinds_of(lines, setting)
     visibility = None

@@ -98,8 +98,12 @@ class View:
         self.items = block.num_rows
         self.type = self.flat.type
         self.label = self.flat.numpy("label", -1)
-        self.width = media_field(block, "width").fill_null(1).to_numpy(zero_copy_only=False).astype(np.float64)
-        self.height = media_field(block, "height").fill_null(1).to_numpy(zero_copy_only=False).astype(np.float64)
+        self.width = (
+            media_field(block, "width").fill_null(1).to_numpy(zero_copy_only=False).astype(np.float64)
+        )
+        self.height = (
+            media_field(block, "height").fill_null(1).to_numpy(zero_copy_only=False).astype(np.float64)
+        )
         lists = self.flat.column("points")
         self.offsets = lists.offsets.to_numpy().astype(np.int64)
         self.values = lists.values.to_numpy()
@@ -110,7 +114,8 @@ class View:
 
     def points(self, rows: Ints, n: int) -> Floats:
         """The points of rows that have n numbers each, shape (rows, n)."""
-        return self.values[self.offsets[rows][:, None] + np.arange(n)]
+        points: Floats = self.values[self.offsets[rows][:, None] + np.arange(n)]
+        return points
 
     def sizes(self, rows: Ints) -> tuple[Floats, Floats]:
         """(width, height) of the image of each row."""
@@ -180,25 +185,27 @@ def pose_lines(view: View, ctx: WriteContext, ids: pa.Array) -> Text:
     values[line, 4:] = points.reshape(len(keys), -1)
     order = np.argsort(lead, kind="stable")
     lead = lead[order]
-    return Text(lead, view.label[lead], values[order].ravel(), np.full(len(lead), 4 + 3 * n), view.flat.item[lead])
+    return Text(
+        lead, view.label[lead], values[order].ravel(), np.full(len(lead), 4 + 3 * n), view.flat.item[lead]
+    )
 
 
 def _padded_points(view: View, rows: Ints, n: int) -> Floats:
     """x, y, visibility of n points of each row, shape (rows, n, 3); zeros after its last point."""
     counts = np.diff(view.offsets)[rows] // 2
     made = np.zeros((len(rows), n, 3))
-    where = np.repeat(np.arange(len(rows)), counts), ranges(np.zeros(len(rows), np.int64), counts)
-    made[(*where, 0)] = view.values[ranges(view.offsets[:-1][rows], 2 * counts)[0::2]]
-    made[(*where, 1)] = view.values[ranges(view.offsets[:-1][rows], 2 * counts)[1::2]]
-    made[(*where, 2)] = 2
+    row, key = np.repeat(np.arange(len(rows)), counts), ranges(np.zeros(len(rows), np.int64), counts)
+    made[row, key, 0] = view.values[ranges(view.offsets[:-1][rows], 2 * counts)[0::2]]
+    made[row, key, 1] = view.values[ranges(view.offsets[:-1][rows], 2 * counts)[1::2]]
+    made[row, key, 2] = 2
     lists = view.flat.column("visibility")
     offsets = lists.offsets.to_numpy().astype(np.int64)
     sizes = np.diff(offsets)[rows] * lists.is_valid().to_numpy(zero_copy_only=False)[rows]
     given = sizes == counts
     if given.any():
         seen = lists.values.to_numpy()[ranges(offsets[:-1][rows[given]], sizes[given])]
-        own = given[where[0]]
-        made[where[0][own], where[1][own], 2] = seen
+        own = given[row]
+        made[row[own], key[own], 2] = seen
     return made
 
 
@@ -306,5 +313,6 @@ def check_subset(subset: str, reserved: Sequence[str] = ()) -> None:
     """Raise DataError when a subset's name can't be that of a list or folder."""
     if subset in reserved or not re.fullmatch(r"[^\s/\\=#:\x00]+", subset) or subset in (".", ".."):
         raise DataError(
-            f"a subset can't be named {subset!r} in a YOLO dataset", remedy="Rename it with the transform map_subsets"
+            f"a subset can't be named {subset!r} in a YOLO dataset",
+            remedy="Rename it with the transform map_subsets",
         )

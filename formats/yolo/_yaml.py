@@ -24,9 +24,22 @@ from rayds.storage import Listing
 
 USUAL = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLITS = ("train", "val", "test")
-SETTINGS = ("path", "names", "nc", "task", "kpt_shape", "kpt_names", "skeleton", "flip_idx", "download", "yaml_file")
+SETTINGS = (
+    "path",
+    "names",
+    "nc",
+    "task",
+    "kpt_shape",
+    "kpt_names",
+    "skeleton",
+    "flip_idx",
+    "download",
+    "yaml_file",
+)
 
-_OWN = frozenset({"path", "names", "nc", "task", "kpt_shape", "kpt_names", "skeleton", "download", "yaml_file"})
+_OWN = frozenset(
+    {"path", "names", "nc", "task", "kpt_shape", "kpt_names", "skeleton", "download", "yaml_file"}
+)
 _MAX_BYTES = 4 << 20
 
 
@@ -116,7 +129,9 @@ def names(files: Listing, values: Mapping[str, Any], path: str) -> list[str]:
     if files.exists("dataset_meta.json"):
         return []
     raise DataError(
-        "there are no class names", file=path, remedy="Put a data.yaml with names: [...] into the dataset folder"
+        "there are no class names",
+        file=path,
+        remedy="Put a data.yaml with names: [...] into the dataset folder",
     )
 
 
@@ -143,7 +158,9 @@ def other_settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _maybe_paths(value: Any) -> bool:
     texts = value if isinstance(value, list) else [value]
-    return bool(texts) and all(isinstance(t, str) and re.search(r"[/\\]|\.txt$", t) and "://" not in t for t in texts)
+    return bool(texts) and all(
+        isinstance(t, str) and re.search(r"[/\\]|\.txt$", t) and "://" not in t for t in texts
+    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +208,7 @@ def _targets(files: Listing, values: Mapping[str, Any], path: str) -> list[_Targ
     for key, places in found.items():
         for name, _ in places:
             users.setdefault(name, []).append(key)
-    made = []
+    made: list[_Target] = []
     for key, places in found.items():
         for name, is_list in places:
             # data.yaml must have train and val, so that a dataset with one of them names it twice: it is read once,
@@ -211,7 +228,9 @@ def _resolve(files: Listing, base: str, value: str) -> tuple[str, bool] | None:
         if name.endswith(".txt"):
             if root.is_file(name):
                 return name, True
-        elif root.is_dir(name) or (mirrored(name, "images", "labels") != name and root.is_dir(mirrored(name, "images", "labels"))):
+        elif root.is_dir(name) or (
+            mirrored(name, "images", "labels") != name and root.is_dir(mirrored(name, "images", "labels"))
+        ):
             return name, False
     return None
 
@@ -241,7 +260,9 @@ def class_folders(files: Listing, values: Mapping[str, Any]) -> tuple[list[str],
     sets = [d for d in sorted(files.dirs(), key=_split_order) if files.dirs(d) and not d.startswith(".")]
     if not sets and files.dirs():
         sets = [""]
-    listed = {s: [n for n in files.walk(s) if is_image(n) and n.count("/") > s.count("/") + bool(s)] for s in sets}
+    listed = {
+        s: [n for n in files.walk(s) if is_image(n) and n.count("/") > s.count("/") + bool(s)] for s in sets
+    }
     folders = {n[len(s) + 1 if s else 0 :].split("/", 1)[0] for s, images in listed.items() for n in images}
     given = values.get("names")
     known = [str(n) for n in (given.values() if isinstance(given, dict) else given or [])]

@@ -81,7 +81,9 @@ class Yolo(Format):
         """Options of the writer."""
 
         add_path_prefix: bool = option(True, help="begin the paths in obj.data and the lists with data/")
-        save_conf: bool = option(False, help="write the attribute 'score' as a 6th number, as predictions have it")
+        save_conf: bool = option(
+            False, help="write the attribute 'score' as a 6th number, as predictions have it"
+        )
 
     # reading
 
@@ -96,7 +98,9 @@ class Yolo(Format):
             return Confidence(80, f"{names[0]} and folders obj_<subset>_data")
         if names and (any(n.endswith(".txt") for n in files.files()) or "labels" in files.dirs()):
             return Confidence(50, f"{names[0]} and label files, but no .data file")
-        return Confidence.no("no .data file that names the classes (names = ...), no .names file with label files")
+        return Confidence.no(
+            "no .data file that names the classes (names = ...), no .names file with label files"
+        )
 
     def root(self, files: Listing) -> Storage:
         found = _data_file(files)
@@ -125,12 +129,15 @@ class Yolo(Format):
 
     def capabilities(self, options: Any) -> Capabilities:
         caps = super().capabilities(options)
-        return Capabilities(**{**vars(caps), "attributes": frozenset({"score"})}) if options.save_conf else caps
+        return (
+            Capabilities(**{**vars(caps), "attributes": frozenset({"score"})}) if options.save_conf else caps
+        )
 
     def prepare(self, ctx: WriteContext) -> None:
         written_names(ctx.categories.labels)
 
     def media_folder(self, subset: str, ctx: WriteContext) -> str:
+        del ctx
         return f"obj_{_written(subset)}_data"
 
     def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> _Fragment:
@@ -212,7 +219,11 @@ def _check_merged(parts: Sequence[str], ctx: WriteContext) -> None:
 def _data_file(files: Listing) -> tuple[str, str] | None:
     """(folder, name) of the settings file: the one that was named, else one in the folder or just below it."""
     if files.file is not None:
-        return ("", files.file) if files.file.endswith(".data") and _names_classes(files.root, files.file) else None
+        return (
+            ("", files.file)
+            if files.file.endswith(".data") and _names_classes(files.root, files.file)
+            else None
+        )
     for pattern in ("*.data", "*/*.data"):
         found = [n for n in files.glob(pattern) if _names_classes(files.root, n)]
         if found:
@@ -277,7 +288,9 @@ def _lists(
             )
     if not found:
         for name in files.files():
-            if name.endswith(".txt") and is_image(files.root.head(name, 4096).split(b"\n")[0].strip().decode("utf-8", "replace")):
+            if name.endswith(".txt") and is_image(
+                files.root.head(name, 4096).split(b"\n")[0].strip().decode("utf-8", "replace")
+            ):
                 found[posixpath.splitext(name)[0]] = name
     return found
 

@@ -71,7 +71,9 @@ class YoloUltralytics(Format):
     name = "yolo_ultralytics"
     title = "YOLO (Ultralytics): data.yaml; detect, segment, pose, obb, classify"
     family = FAMILY
-    holds: ClassVar[Capabilities | None] = Capabilities(annotations=_HELD["detect"], unlabeled=False, needs_size=True)
+    holds: ClassVar[Capabilities | None] = Capabilities(
+        annotations=_HELD["detect"], unlabeled=False, needs_size=True
+    )
 
     @dataclass(frozen=True)
     class ReadOptions(Options):
@@ -93,8 +95,12 @@ class YoloUltralytics(Format):
             help="what is written: detect: boxes; segment: polygons, one a line; pose: boxes with key points; "
             "obb: rotated boxes; classify: images in class folders (needs --save-media)",
         )
-        keypoints: int | None = option(None, help="task pose: the number of key points (default: by the categories)")
-        save_conf: bool = option(False, help="write the attribute 'score' as a last number, as predictions have it")
+        keypoints: int | None = option(
+            None, help="task pose: the number of key points (default: by the categories)"
+        )
+        save_conf: bool = option(
+            False, help="write the attribute 'score' as a last number, as predictions have it"
+        )
 
     # reading
 
@@ -127,7 +133,9 @@ class YoloUltralytics(Format):
         keypoints = _yaml.keypoints(settings, path)
         if task == "pose" and not keypoints[0]:
             raise DataError(
-                "the number of key points is not known", file=path, remedy="Give kpt_shape: [number, 3] in data.yaml"
+                "the number of key points is not known",
+                file=path,
+                remedy="Give kpt_shape: [number, 3] in data.yaml",
             )
         categories = with_meta(_yaml.names(files, settings, path), files)
         if points := _yaml.points_categories(settings, keypoints[0], len(categories.labels)):
@@ -135,7 +143,12 @@ class YoloUltralytics(Format):
         token = new_token() if files.exists(META_FILE) else ""
         shards = _yaml.shards(files, settings, path, token)
         setting = Setting(task, keypoints, len(categories.labels))
-        return Plan(categories, [_yaml.with_setting(s, setting) for s in shards], ids="none", infos=_infos(task, settings))
+        return Plan(
+            categories,
+            [_yaml.with_setting(s, setting) for s in shards],
+            ids="none",
+            infos=_infos(task, settings),
+        )
 
     def read(self, shard: Any, ctx: ReadContext) -> Iterator[pa.Table]:
         part, setting = shard.data
@@ -160,16 +173,22 @@ class YoloUltralytics(Format):
         task = ctx.options.task
         if task == "classify":
             if not ctx.options.save_media:
-                raise UsageError("the task classify writes nothing but images in class folders: add --save-media")
+                raise UsageError(
+                    "the task classify writes nothing but images in class folders: add --save-media"
+                )
             for name in names:
                 if "/" in name or "\\" in name or name in ("", ".", ".."):
-                    raise DataError(f"the label {name!r} can't be a folder", remedy="Rename it with remap_labels")
+                    raise DataError(
+                        f"the label {name!r} can't be a folder", remedy="Rename it with remap_labels"
+                    )
         elif task == "pose":
             points = ctx.categories.points
             known = max((len(p.labels) for p in points.items.values()), default=0) if points else 0
             ctx.state["keypoints"] = ctx.options.keypoints or known
             if not ctx.state["keypoints"]:
-                raise UsageError("the number of key points is not known: the dataset has no key point categories. Give --keypoints N")
+                raise UsageError(
+                    "the number of key points is not known: the dataset has no key point categories. Give --keypoints N"
+                )
 
     def media_folder(self, subset: str, ctx: WriteContext) -> str:
         return subset if ctx.options.task == "classify" else f"images/{subset}"

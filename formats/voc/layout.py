@@ -360,9 +360,8 @@ def _categories_found(found: _Found, masks: bool) -> Categories:
     return to_categories(entries, colored=masks)
 
 
-# Names outside of objects (an owner's, an attribute's) are skipped whole.
-_NAME = re.compile(rb"<(owner|attribute|source)(?:\s[^>]*[^>/])?>.*?</\1>|<name>([^<]*)</name>", re.DOTALL)
-_HARD = (b"<part", b"<actions", b"<!", b"<name ")
+_NAME = re.compile(rb"<object>\s*<name>([^<]*)</name>")
+_HARD = (b"<part", b"<actions", b"<!")
 
 
 def _scan_task(task: tuple[Storage, Part]) -> _Found:
@@ -378,13 +377,14 @@ def _scan_task(task: tuple[Storage, Part]) -> _Found:
         for data in root.read_many(names[start : start + 256], missing_ok=True):
             if data is None:
                 continue
-            if any(h in data for h in _HARD) or not data.isascii():
+            names_in = _NAME.findall(data)
+            if len(names_in) != data.count(b"<object") or any(h in data for h in _HARD) or not data.isascii():
                 try:
                     _scan_tree(parse_xml(data, parser), found)
                 except DataError:
                     continue
             else:
-                raw.update(m[1] for m in _NAME.findall(data))
+                raw.update(names_in)
     found.names |= {t for r in raw if (t := unescape(r.decode("ascii")).strip())}
     return found
 

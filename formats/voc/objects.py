@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.format import WriteContext
-from rayds.formats.voc.read import DEFAULT_FOLDER, DEFAULT_SOURCE, truth
+from rayds.formats.voc.head import DEFAULT_FOLDER, DEFAULT_SOURCE
+from rayds.formats.voc.read import truth
 from rayds.schema import AnnotationType, Flat, media_field, single_chunk
 
 Ints = npt.NDArray[np.int64]

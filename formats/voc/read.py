@@ -5,30 +5,27 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from rayds.categories import Categories
 from rayds.errors import DataError, UnknownNameError
 from rayds.format import ReadContext
+from rayds.formats.voc.columns import BOX, LABEL, MASK, Columns
+from rayds.formats.voc.fast import Fast
+from rayds.formats.voc.head import ItemHead
 from rayds.formats.voc.layout import ACTION, LAYOUT, MAIN, SEGMENTATION, Part
 from rayds.formats.voc.masks import MaskReader
-from rayds.formats.voc.xml import new_parser, parse_xml
+from rayds.formats.voc.xml import new_parser, parse_element, parse_xml, place_of, text_of
 from rayds.item import dump_json
-from rayds.schema import AnnotationType, annotation_rows, item_table, mask_rows, media_rows
 
 READ_MANY = 256
 OBJECTS = MAIN | LAYOUT | ACTION
-DEFAULT_FOLDER = "JPEGImages"
-DEFAULT_SOURCE = "<source><database>Unknown</database></source>"
-_BOX, _LABEL, _MASK = int(AnnotationType.bbox), int(AnnotationType.label), int(AnnotationType.mask)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FLAGS = ("truncated", "occluded", "difficult")
+_SIMPLE = {"pose", *_FLAGS, "actions", "attributes"}
 _TRUTH = {"1": True, "0": False, "true": True, "false": False, "yes": True, "no": False}
 _BAD = (DataError, ValueError, KeyError, IndexError, TypeError, OverflowError)
 
@@ -45,100 +42,20 @@ class Scope:
     only: str = ""  # "parts", "actions": objects without are left out; "instances": masks of none are
 
 
-@dataclass
-class Columns:
-    """The columns of the table in the making, as plain lists; annotations flat."""
-
-    ids: list[str] = field(default_factory=list)
-    paths: list[str | None] = field(default_factory=list)
-    widths: list[int | None] = field(default_factory=list)
-    heights: list[int | None] = field(default_factory=list)
-    extras: list[str | None] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    labels: list[int | None] = field(default_factory=list)
-    corners: list[float] = field(default_factory=list)  # four numbers a box, none for other annotations
-    attributes: list[str | None] = field(default_factory=list)
-    notes: list[str | None] = field(default_factory=list)  # `extra` of annotations
-    masks: dict[int, tuple[int, int, str]] = field(default_factory=dict)  # row: height, width, counts
-
-    def add(
-        self, type_: int, group: int, label: int | None, attributes: str | None, note: str | None
-    ) -> None:
-        """One annotation (its corners or mask apart)."""
-        self.types.append(type_)
-        self.groups.append(group)
-        self.labels.append(label)
-        self.attributes.append(attributes)
-        self.notes.append(note)
-
-    def rewind(self, rows: int, corners: int) -> None:
-        """Forget the annotations of an item that turned out bad."""
-        for column in (self.types, self.groups, self.labels, self.attributes, self.notes):
-            del column[rows:]
-        del self.corners[corners:]
-        for row in [r for r in self.masks if r >= rows]:
-            del self.masks[row]
-
-    def table(self, subset: str) -> pa.Table:
-        """The item table."""
-        n = len(self.types)
-        types = np.array(self.types, np.int8)
-        boxes = np.array(self.corners, np.float64).reshape(-1, 4)
-        boxes[:, 2:] = extents(boxes[:, :2], boxes[:, 2:])
-        offsets = np.zeros(n + 1, np.int32)
-        np.cumsum(np.where(types == _BOX, 4, 0), out=offsets[1:])
-        rows = annotation_rows(
-            n,
-            type=types,
-            group=self.groups,
-            label=self.labels,
-            points=pa.ListArray.from_arrays(pa.array(offsets), pa.array(boxes.ravel())),
-            mask=self._mask_column(n),
-            attributes=self.attributes,
-            extra=self.notes,
-        )
-        items = len(self.ids)
-        has_media = np.array(
-            [p is not None or w is not None for p, w in zip(self.paths, self.widths, strict=True)], bool
-        )
-        media = media_rows(items, path=self.paths, width=self.widths, height=self.heights)
-        if not has_media.all():
-            media = pa.StructArray.from_arrays(
-                media.flatten(), fields=list(media.type), mask=pa.array(~has_media)
-            )
-        return item_table(
-            items,
-            rows,
-            np.array(self.counts, np.int32),
-            id=self.ids,
-            subset=subset,
-            media=media,
-            extra=self.extras,
-        )
-
-    def _mask_column(self, n: int) -> Any:
-        if not self.masks:
-            return None
-        values = [self.masks.get(i, (None, None, None)) for i in range(n)]
-        return mask_rows(n, *(list(column) for column in zip(*values, strict=True)))
-
-
-def extents(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Widths such that low + width is again exactly `high`, where rounding permits."""
-    size = high - low
-    for _ in range(2):
-        off = low + size != high
-        if not off.any():
-            break
-        size[off] = np.nextafter(size[off], np.where(low[off] + size[off] < high[off], np.inf, -np.inf))
-    return size
-
-
 def read_part(part: Part, scope: Scope, ctx: ReadContext) -> pa.Table:
     """The item table of a shard."""
-    reader = ItemReader(part, scope, ctx)
+    errors = len(ctx.errors)
+    try:
+        return _read_part(part, scope, ctx, fast=not scope.only)
+    except ValueError as e:  # a number that only the careful way can tell of
+        if isinstance(e, DataError):
+            raise
+        del ctx.errors[errors:]
+        return _read_part(part, scope, ctx, fast=False)
+
+
+def _read_part(part: Part, scope: Scope, ctx: ReadContext, fast: bool) -> pa.Table:
+    reader = ItemReader(part, scope, ctx, fast)
     ids, images = part.id_list(), part.images.split("\0")
     for start in range(0, len(ids), READ_MANY):
         some = range(start, min(start + READ_MANY, len(ids)))
@@ -158,14 +75,15 @@ def read_part(part: Part, scope: Scope, ctx: ReadContext) -> pa.Table:
 class ItemReader:
     """Turns the files of one item after the other into rows of `columns`."""
 
-    def __init__(self, part: Part, scope: Scope, ctx: ReadContext) -> None:
+    def __init__(self, part: Part, scope: Scope, ctx: ReadContext, fast: bool = True) -> None:
         self.part, self.scope, self.ctx = part, scope, ctx
         self.columns = Columns()
         self.parser = new_parser()
-        self.index = {name: i for i, name in enumerate(categories_names(ctx.categories))}
+        self.index = {name: i for i, name in enumerate(ctx.categories.labels.names())}
         self.masks = MaskReader(ctx.root, ctx.categories) if scope.masks else None
         self.flag_texts: dict[tuple[str | None, ...], tuple[str, str | None]] = {}
         self.image_root = ctx.root.path(part.image_dir)
+        self.fast = Fast(self.index, self._kind) if fast else None
 
     def item(self, i: int, id: str, image: str, data: bytes | None) -> None:
         """One item; when its files are bad it is reported and left out."""
@@ -178,12 +96,12 @@ class ItemReader:
                 raise DataError(reason, file=file, place=place)
             self._labels(part.labels.get(i, ()))
             head = ItemHead()
-            if data is not None:
+            if data is not None and not (self.fast and self.fast.read(data, head, columns)):
                 self._objects(parse_xml(data, self.parser), head)
             if self.masks is not None and part.flags[i] & SEGMENTATION:
                 head.size = self._masks(id) or head.size
             path = self._path(id, image, head)
-            drawn = any(t == _MASK for t in columns.types[rows:]) if self.masks else False
+            drawn = any(t == MASK for t in columns.types[rows:]) if self.masks else False
             extra = head.extra(id, path, part.flags[i], drawn)
         except _BAD as e:
             columns.rewind(rows, corners)
@@ -209,14 +127,14 @@ class ItemReader:
     def _labels(self, labels: Any) -> None:
         for name, difficult in labels:
             attributes = '{"difficult":true}' if difficult else None
-            self.columns.add(_LABEL, 0, self._label(name, None), attributes, None)
+            self.columns.add(LABEL, 0, self._label(name, None), attributes, None)
 
     def _label(self, name: str, element: Any) -> int:
         label = self.index.get(name)
         if label is None:
             raise DataError(
                 f"the label {name!r} is not in the label map",
-                place=_place(element),
+                place=place_of(element),
                 remedy=str(UnknownNameError("label", name, self.index)),
             )
         return label
@@ -229,7 +147,7 @@ class ItemReader:
             if self.scope.only == "instances" and not group:
                 continue
             columns.masks[len(columns.types)] = mask
-            columns.add(_MASK, group, label, None, None)
+            columns.add(MASK, group, label, None, None)
             size = (mask[1], mask[0])
         return size
 
@@ -281,10 +199,25 @@ class ItemReader:
         if box is None or len(box) != 4 or other or element.attrib:
             note = self._note(note, element, box, other)
         self._corners(box, element, f"object {number} ({name})")
-        self.columns.add(_BOX, number, label, text, note)
+        self.columns.add(BOX, number, label, text, note)
         if parts and self.scope.parts:
             for p in parts:
                 self._part(p, number, f"part of object {number} ({name})")
+
+    def _kind(self, inner: bytes) -> tuple[str, str | None] | None:
+        """(attributes, extra) of an object with these elements beside name and bndbox; None: too odd to be shared."""
+        try:
+            element = parse_element(b"<object>" + inner + b"</object>", self.parser)
+        except DataError:
+            return None
+        found = {e.tag: e for e in element}
+        if len(found) != len(element) or not found.keys() <= _SIMPLE:
+            return None
+        key = tuple(found[t].text or "" if t in found else None for t in ("pose", *_FLAGS))
+        text, note = self.flag_texts.get(key) or self._flags(key)
+        if "actions" in found or "attributes" in found:
+            text = _with_values(text, found.get("actions"), found.get("attributes"))
+        return text, note
 
     def _named(self, name: str | None, element: Any, what: str) -> int:
         if name is not None:
@@ -292,7 +225,7 @@ class ItemReader:
             if label is not None:
                 return label
         if not name or not name.strip():
-            raise DataError(f"{what} has no name", place=_place(element))
+            raise DataError(f"{what} has no name", place=place_of(element))
         return self._label(name.strip(), element)
 
     def _part(self, element: Any, group: int, what: str) -> None:
@@ -302,25 +235,25 @@ class ItemReader:
         attributes = element.find("attributes")
         text = _with_values("{}", None, attributes) if attributes is not None else None
         self.columns.add(
-            _BOX, group, label, text or None, dump_json({"voc": {"xml": _texts(other)}}) if other else None
+            BOX, group, label, text or None, dump_json({"voc": {"xml": _texts(other)}}) if other else None
         )
 
     def _corners(self, box: Any, element: Any, what: str) -> None:
         if box is None:
-            raise DataError(f"{what} has no bndbox", place=_place(element))
+            raise DataError(f"{what} has no bndbox", place=place_of(element))
         found = {e.tag: e.text for e in box}
         try:
             corners = [float(found[c]) for c in _CORNERS]
             if not all(map(isfinite, corners)):
                 raise ValueError
         except KeyError as e:
-            raise DataError(f"the bndbox of {what} has no {e.args[0]}", place=_place(box)) from None
+            raise DataError(f"the bndbox of {what} has no {e.args[0]}", place=place_of(box)) from None
         except (ValueError, TypeError):
             shown = ", ".join(f"{c}={found[c]!r}" for c in _CORNERS if c in found)
             raise DataError(
-                f"the bndbox of {what} has a coordinate that is no number: {shown}", place=_place(box)
+                f"the bndbox of {what} has a coordinate that is no number: {shown}", place=place_of(box)
             ) from None
-        self.columns.corners += corners
+        self.columns.corners += [repr(c).encode() for c in corners]
 
     def _flags(self, key: tuple[str | None, ...]) -> tuple[str, str | None]:
         """(attributes, extra) as JSON of an object's pose, truncated, occluded and difficult; remembered."""
@@ -349,79 +282,8 @@ class ItemReader:
         return dump_json({"voc": values}) if values else None
 
 
-class ItemHead:
-    """What stands in an annotation file beside the objects."""
-
-    def __init__(self) -> None:
-        self.size: tuple[int | None, int | None] = (None, None)
-        self.filename = ""
-        self.rest: dict[str, Any] = {}
-        self.xml: list[str] = []
-
-    def take(self, child: Any) -> None:
-        """One child element of the root that is no object."""
-        tag = child.tag
-        if tag == "size":
-            self._size(child)
-        elif tag == "filename" and not len(child):
-            self.filename = (child.text or "").strip()
-        elif tag == "folder" and not len(child):
-            if child.text != DEFAULT_FOLDER:
-                self.rest["folder"] = child.text or ""
-        elif tag == "segmented" and not len(child):
-            self.rest["segmented"] = (child.text or "").strip()
-        elif (text := _text(child)) and "".join(text.split()) != DEFAULT_SOURCE:
-            self.xml.append(text)
-
-    def _size(self, element: Any) -> None:
-        found = {e.tag: (e.text or "").strip() for e in element}
-        try:
-            size = [int(float(found.get(k) or 0)) for k in ("width", "height")]
-        except (ValueError, OverflowError):
-            raise DataError(
-                f"the size is no number: width={found.get('width')!r}, height={found.get('height')!r}",
-                place=_place(element),
-            ) from None
-        if min(size) > 0:
-            self.size = (size[0], size[1])
-        if found.get("depth", "3") != "3":
-            self.rest["depth"] = found["depth"]
-
-    def extra(self, id: str, path: str | None, flags: int, masks: bool) -> str | None:
-        """`extra` of the item as JSON; None when there is nothing unusual."""
-        rest = self.rest
-        if self.filename:
-            base = posixpath.basename(path) if path else ""
-            stem = posixpath.splitext(self.filename)[0]
-            if self.filename != base and stem != id:
-                rest["filename"] = self.filename
-        if rest.get("segmented") == ("1" if masks else "0"):
-            del rest["segmented"]
-        if self.xml:
-            rest["xml"] = "\n\t".join(self.xml)
-        if flags != (MAIN | SEGMENTATION if masks else MAIN):
-            rest["lists"] = flags
-        return dump_json({"voc": rest}) if rest else None
-
-
-def categories_names(categories: Categories) -> list[str]:
-    """The label names in index order."""
-    return categories.labels.names()
-
-
-def _place(element: Any) -> str | None:
-    return f"line {element.sourceline}" if element is not None else None
-
-
-def _text(element: Any) -> str:
-    from lxml import etree
-
-    text: str = etree.tostring(element, encoding="unicode", with_tail=False)
-    return text
-
-
 def _texts(elements: list[Any]) -> str:
-    return "\n\t\t".join(_text(e) for e in elements)
+    return "\n\t\t".join(text_of(e) for e in elements)
 
 
 def truth(text: str | None) -> tuple[bool, bool]:
@@ -446,7 +308,7 @@ def _with_values(text: str, actions: Any, attributes: Any) -> str:
         for a in attributes.iterfind("attribute"):
             name = a.findtext("name")
             if name is None:
-                raise DataError("an attribute has no name", place=_place(a))
+                raise DataError("an attribute has no name", place=place_of(a))
             values[name] = _typed(a.find("value"))
     return dump_json(values) or ""
 

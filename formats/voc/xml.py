@@ -44,3 +44,26 @@ def parse_xml(data: bytes, parser: Any) -> Any:
             f"the root element is <{root.tag}>, not <annotation>", place=f"line {root.sourceline}"
         )
     return root
+
+
+def parse_element(data: bytes, parser: Any) -> Any:
+    """A piece of XML as an element; raises DataError when it is not well-formed."""
+    from lxml import etree
+
+    try:
+        return etree.fromstring(data, parser)
+    except etree.XMLSyntaxError as e:
+        raise DataError(f"not well-formed XML ({e.msg})") from e
+
+
+def place_of(element: Any) -> str | None:
+    """Where an element stands, for messages."""
+    return f"line {element.sourceline}" if element is not None else None
+
+
+def text_of(element: Any) -> str:
+    """An element as text, with all that is in it."""
+    from lxml import etree
+
+    text: str = etree.tostring(element, encoding="unicode", with_tail=False)
+    return text

@@ -95,6 +95,7 @@ class RaydsParquet(Format):
         groups=True,
         z_order=True,
         media=frozenset({"image", "point_cloud"}),
+        extra=True,
     )
 
     @dataclass(frozen=True)

@@ -33,48 +33,104 @@ _HOMES = {
 }  # fmt: skip
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_WHERE, "__version__", "engine"])  # noqa: PLE0605
+__all__ = [
+    "ANNOTATION_TYPE",
+    "ITEM_SCHEMA",
+    "Annotation",
+    "AnnotationType",
+    "Bbox",
+    "Capabilities",
+    "Caption",
+    "Categories",
+    "Category",
+    "Confidence",
+    "Cuboid3d",
+    "DataError",
+    "Dataset",
+    "DatasetItem",
+    "Ellipse",
+    "EngineError",
+    "Format",
+    "FormatError",
+    "Image",
+    "ItemFormat",
+    "Label",
+    "LabelCategories",
+    "Launcher",
+    "LossError",
+    "Mask",
+    "MaskCategories",
+    "OnError",
+    "Op",
+    "Options",
+    "OutputExistsError",
+    "Plan",
+    "PointCloud",
+    "Points",
+    "PointsCategories",
+    "PointsCategory",
+    "PolyLine",
+    "Polygon",
+    "RaydsError",
+    "Report",
+    "RleMask",
+    "RotatedBbox",
+    "Shard",
+    "StorageError",
+    "UnknownNameError",
+    "UsageError",
+    "__version__",
+    "detect",
+    "engine",
+    "option",
+]
 
 if TYPE_CHECKING:
-    from rayds import engine as engine
+    from rayds import engine
     from rayds.annotations import (
-        Annotation as Annotation,
+        Annotation,
+        Bbox,
+        Caption,
+        Cuboid3d,
+        Ellipse,
+        Label,
+        Mask,
+        Points,
+        Polygon,
+        PolyLine,
+        RleMask,
+        RotatedBbox,
     )
-    from rayds.annotations import (
-        Bbox as Bbox,
+    from rayds.categories import (
+        Categories,
+        Category,
+        LabelCategories,
+        MaskCategories,
+        PointsCategories,
+        PointsCategory,
     )
-    from rayds.annotations import (
-        Caption as Caption,
+    from rayds.dataset import Dataset
+    from rayds.errors import (
+        DataError,
+        EngineError,
+        FormatError,
+        LossError,
+        OnError,
+        OutputExistsError,
+        RaydsError,
+        StorageError,
+        UnknownNameError,
+        UsageError,
     )
-    from rayds.annotations import (
-        Cuboid3d as Cuboid3d,
-    )
-    from rayds.annotations import (
-        Ellipse as Ellipse,
-    )
-    from rayds.annotations import (
-        Label as Label,
-    )
-    from rayds.annotations import (
-        Mask as Mask,
-    )
-    from rayds.annotations import (
-        Points as Points,
-    )
-    from rayds.annotations import (
-        Polygon as Polygon,
-    )
-    from rayds.annotations import (
-        PolyLine as PolyLine,
-    )
-    from rayds.annotations import (
-        RotatedBbox as RotatedBbox,
-    )
-    from rayds.categories import LabelCategories as LabelCategories
-    from rayds.dataset import Dataset as Dataset
-    from rayds.item import DatasetItem as DatasetItem
-    from rayds.launcher import Launcher as Launcher
-    from rayds.op import Op as Op
+    from rayds.format import Capabilities, Confidence, Format, ItemFormat, Plan, Shard
+    from rayds.item import DatasetItem
+    from rayds.launcher import Launcher
+    from rayds.media import Image, PointCloud
+    from rayds.op import Op
+    from rayds.options import Options, option
+    from rayds.registry import detect
+    from rayds.report import Report
+    from rayds.schema import ANNOTATION_TYPE, ITEM_SCHEMA, AnnotationType
 
 
 def __getattr__(name: str) -> Any:

@@ -64,7 +64,7 @@ class Capabilities:
 
     annotations: types. attributes, item_attributes: all (True), none (False) or the named ones.
     ids, groups, z_order: of annotations. unlabeled: annotations without a label. subsets: any (True), none
-    (False: all items become one list) or the named ones. media: kinds of MEDIA_TYPE.
+    (False: all items become one list) or the named ones. media: kinds of MEDIA_TYPE. extra: that of all families.
     needs_size: image sizes are read from the files where they are not known, before `write` is called.
     """
 
@@ -77,6 +77,7 @@ class Capabilities:
     unlabeled: bool = True
     subsets: bool | frozenset[str] = True
     media: frozenset[str] = frozenset({"image"})
+    extra: bool = False
     needs_size: bool = False
 
 

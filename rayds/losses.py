@@ -123,7 +123,8 @@ def block_losses(block: pa.Table, view: Flat, caps: Capabilities, family: str | 
         "item attribute", single_chunk(block, "attributes"), caps.item_attributes, every, np.arange(len(ids)), ids
     )
     losses |= _item_losses(block, caps, ids)
-    losses |= _extra_notes(block, view, family)
+    if not caps.extra:
+        losses |= _extra_notes(block, view, family)
     return losses
 
 

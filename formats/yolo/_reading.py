@@ -17,7 +17,7 @@ from rayds.formats._images_meta import load_images_meta
 from rayds.formats.yolo._labels import BadLine, parse, read_labels
 from rayds.formats.yolo._paths import Part, Resolver, below, read_list, set_base, split_entry
 from rayds.formats.yolo._scan import labels_beside, stem
-from rayds.formats.yolo._shapes import Setting, annotations_of, check
+from rayds.formats.yolo._shapes import Setting, annotations_of, check, outside
 from rayds.media import probe
 from rayds.schema import AnnotationType, annotation_rows, item_table, media_rows
 from rayds.storage import Storage
@@ -73,6 +73,12 @@ def read_images(part: Part, ctx: ReadContext, setting: Setting) -> Iterator[pa.T
         good[i] = False
     if not good[lines.file].all():
         lines = lines.only(good[lines.file])
+    if (off := outside(lines, setting)).any():
+        for k in np.flatnonzero(off):  # the item stays, without the box
+            i = int(lines.file[k])
+            line = BadLine(int(lines.number[k]), "the box lies outside the image")
+            ctx.bad(_line_error(line, ctx.root.path(images.labels[i]), images.ids[i]), part.subset)
+        lines = lines.only(~off)
     rows, item = annotations_of(
         lines, setting, width[lines.file].astype(np.float64), height[lines.file].astype(np.float64)
     )

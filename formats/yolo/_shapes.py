@@ -105,6 +105,16 @@ def check(lines: Lines, setting: Setting) -> dict[int, BadLine]:
     return found
 
 
+def outside(lines: Lines, setting: Setting) -> Bools:
+    """Whether the box of each line lies wholly outside the image; one that reaches over the border does not."""
+    kind, _ = kinds_of(lines, setting)
+    found = np.zeros(len(lines), bool)
+    boxed = np.flatnonzero((kind == BOX) | (kind == POSE))
+    xc, yc, w, h = lines.values[lines.starts[boxed][:, None] + np.arange(1, 5)].T
+    found[boxed] = (xc - w / 2 > 1) | (yc - h / 2 > 1) | (xc + w / 2 < 0) | (yc + h / 2 < 0)
+    return found
+
+
 def _line_of(lines: Lines) -> Ints:
     return np.repeat(np.arange(len(lines)), lines.counts)
 

@@ -429,6 +429,16 @@ def test_bad_lines_name_file_line_and_item(tmp_path, line, reason):
     assert [(e["item"], e["subset"], e["place"]) for e in report.errors] == [("2", "train", "line 3")]
 
 
+def test_boxes_outside_the_image_are_reported_and_left_out(tmp_path):
+    root = darknet(tmp_path, **{"obj_train_data/2.txt": "0 .5 .5 1 1\n1 1.3 0.5 0.5 0.5\n"})
+    with pytest.raises(
+        DataError, match=r"obj_train_data/2.txt, line 2, item '2': the box lies outside the image"
+    ):
+        list(read(root))
+    found = by_key(read(root, on_error="skip"))
+    assert [a.label for a in found["train", "2"].annotations] == [0]
+
+
 def test_values_a_bit_outside_are_kept(tmp_path):
     root = darknet(tmp_path / "in", **{"obj_train_data/2.txt": "0 1.01 -0.02 0.5 1.2 0.9\n"})
     dataset = read(root)

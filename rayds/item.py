@@ -167,7 +167,7 @@ def annotation_from_row(row: dict[str, Any]) -> Annotation:
     if kind == TYPES.points:
         return anns.Points(points, row["visibility"] or [], **base)
     if kind in (TYPES.polygon, TYPES.polyline):
-        return anns.CLASSES[kind](points, **base)  # type: ignore[call-arg]
+        return anns.CLASSES[kind](points, **base)  # type: ignore[call-arg, arg-type]
     return anns.CLASSES[kind](*points, **base)
 
 

@@ -144,7 +144,7 @@ class Image(Media):
                 (int(pixels.shape[0]), int(pixels.shape[1])),
             )
         elif data is not None:
-            encoding = encoding or guess_encoding(data)
+            encoding = encoding or guess_encoding(bytes(data[:16]))
             try:
                 size = self.get_size()
             except DataError:  # whoever needs the size will say that the bytes are damaged

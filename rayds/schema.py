@@ -172,7 +172,8 @@ class Flat:
         column = self.column(name)
         if column.null_count:
             column = column.fill_null(null)
-        return column.to_numpy(zero_copy_only=False)
+        values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
+        return values
 
     @property
     def type(self) -> npt.NDArray[np.int8]:

@@ -200,7 +200,8 @@ class Storage:
 
     def entries(self, name: str = "") -> tuple[list[str], list[str]]:
         """(folders, files) directly in a folder, sorted names; empty when it is not there."""
-        dirs, files = [], []
+        dirs: list[str] = []
+        files: list[str] = []
         if self.local:
             try:
                 with _naming(self.path(name)), os.scandir(self.path(name) or "/") as found:

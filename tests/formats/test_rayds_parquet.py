@@ -30,6 +30,7 @@ from rayds.annotations import (
 )
 from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories
 from rayds.dataset import Dataset
+from rayds.engine.base import Engine
 from rayds.errors import DataError, FormatError, OutputExistsError, UsageError
 from rayds.formats import rayds_parquet
 from rayds.formats.rayds_parquet import RaydsParquet
@@ -253,17 +254,29 @@ def test_duckdb_and_pandas_read_it_with_no_help(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ray_data_reads_it_with_no_help(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    try:
-        request.getfixturevalue("ray_session")
-    except pytest.FixtureLookupError:
-        pytest.skip("no Ray session in these tests")
+def test_ray_data_reads_it_with_no_help(tmp_path: Path, ray_engine: Engine) -> None:
     import ray
 
     path = written(boxes(30), tmp_path / "out", shard_size=7)
     rows = ray.data.read_parquet(str(path / "data")).sort("id").take_all()
     assert [r["id"] for r in rows] == [f"{i:05d}" for i in range(30)]
     assert rows[2]["annotations"][1]["points"] == [2.0, 1.0, 1.5, 2.25]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_engines_write_the_same_bytes(
+    tmp_path: Path, ray_engine: Engine, pictures: list[DatasetItem]
+) -> None:
+    for name, options in {"embed": {"embed": True}, "saved": {"save_media": True}, "plain": {}}.items():
+        table = to_table(pictures * 5)
+        for engine in ("local", ray_engine):
+            Dataset.from_arrow([table.slice(0, 4), table.slice(4)], CATEGORIES, engine=engine).export(
+                str(tmp_path / name / getattr(engine, "name", engine)), "rayds", shard_size=7, **options
+            )
+        assert files(tmp_path / name / "local") == files(tmp_path / name / "ray")
+        got = Dataset.import_from(str(tmp_path / name / "ray"), "rayds", engine=ray_engine).to_arrow()
+        assert got.column("id").to_pylist() == table.column("id").to_pylist()
 
 
 # media

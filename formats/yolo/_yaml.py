@@ -57,7 +57,8 @@ def find(files: Listing) -> Found | None:
     if files.file is not None:
         values = _load(files, files.file) if files.file.endswith((".yaml", ".yml")) else None
         return Found("", files.file, values) if values is not None else None
-    for pattern in ("*.y*ml", "*/*.y*ml"):
+    # a folder with nothing but folders may be one around the dataset; others are not searched, they can be huge
+    for pattern in ("*.y*ml",) if files.files() else ("*/*.y*ml",):
         names = files.glob(pattern)
         for name in sorted(names, key=lambda n: (posixpath.basename(n) not in USUAL, n)):
             values = _load(files, name)

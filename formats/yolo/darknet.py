@@ -224,7 +224,8 @@ def _data_file(files: Listing) -> tuple[str, str] | None:
             if files.file.endswith(".data") and _names_classes(files.root, files.file)
             else None
         )
-    for pattern in ("*.data", "*/*.data"):
+    # a folder with nothing but folders may be one around the dataset; others are not searched, they can be huge
+    for pattern in ("*.data",) if files.files() else ("*/*.data",):
         found = [n for n in files.glob(pattern) if _names_classes(files.root, n)]
         if found:
             best = next((n for n in found if posixpath.basename(n) == "obj.data"), found[0])

@@ -78,6 +78,12 @@ BLOB = "media.data"
 # Values that differ in every row gain nothing from a dictionary. Coordinates do: those with two decimals halve,
 # and where there are too many different ones the writer falls back by itself.
 DICTIONARY = [c for c in COLUMNS if c not in ("id", "media.path", BLOB)]
+NUMBERS = {
+    AnnotationType.bbox: (4,),
+    AnnotationType.ellipse: (4,),
+    AnnotationType.rotated_bbox: (5,),
+    AnnotationType.cuboid_3d: (9, 10),
+}
 STATISTICS = ["id", "subset", "annotations.list.element.type", "annotations.list.element.label"]
 
 
@@ -138,7 +144,7 @@ class RaydsParquet(Format):
         index = _load_index(files.root)
         file = files.root.path(INDEX)
         try:
-            shards = [s for entry in index["shards"] for s in _shards(entry, index["media"])]
+            shards = [s for entry in index["shards"] for s in _shards(entry, index["media"], files.root)]
             categories = Categories.from_json(index["categories"])
             infos = dict(index["infos"])
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -299,19 +305,19 @@ def _load_index(root: Storage) -> dict[str, Any]:
     return {"ids": "unknown", "infos": {}, **index}
 
 
-def _shards(entry: dict[str, Any], media_mode: str) -> Iterator[Shard]:
+def _shards(entry: dict[str, Any], media_mode: str, root: Storage) -> Iterator[Shard]:
     """The read tasks of one file: itself, or groups of its row groups when it is big."""
     name = safe_relative(entry["file"])
     relative = media_mode == SAVED
     groups, size = [int(n) for n in entry["row_groups"]], int(entry["bytes"])
     tasks = min(len(groups), -(-size // SHARD_BYTES)) if size else 1
     if tasks <= 1:
-        yield Shard(name, (name, None, int(entry["items"]), relative), size)
+        yield Shard(name, (name, None, int(entry["items"]), relative), size, root.path(name))
         return
     for part in np.array_split(np.arange(len(groups)), tasks):
         chosen = part.tolist()
         rows = sum(groups[g] for g in chosen)
-        yield Shard(f"{name}#{chosen[0]}", (name, chosen, rows, relative), size // tasks)
+        yield Shard(f"{name}#{chosen[0]}", (name, chosen, rows, relative), size // tasks, root.path(name))
 
 
 def _tables(ctx: ReadContext, name: str, groups: list[int] | None, wanted: set[str]) -> Iterator[pa.Table]:
@@ -350,8 +356,16 @@ def _check(block: pa.Table, ctx: ReadContext, file: str) -> None:
         return
     types, labels = view.type, view.numpy("label", -1)
     known = len(ctx.categories.labels)
+    numbers = pc.fill_null(pc.list_value_length(view.column("points")), 0).to_numpy(zero_copy_only=False)
+    masks = pc.is_valid(view.column("mask")).to_numpy(zero_copy_only=False)
+    wrong = (types == AnnotationType.mask) & ~masks
+    for kind, lengths in NUMBERS.items():
+        wrong |= (types == kind) & ~np.isin(numbers, lengths)
+    for kind in (AnnotationType.polygon, AnnotationType.polyline, AnnotationType.points):
+        wrong |= (types == kind) & (numbers % 2 == 1)
     for bad, what in (
         (~np.isin(types, [int(t) for t in AnnotationType]), "an annotation has a type that is not known"),
+        (wrong, "an annotation has too many or too few numbers for its type"),
         ((labels >= known) & (known > 0), f"a label is not one of the {known} in {INDEX}"),
     ):
         if bad.any():

@@ -71,11 +71,12 @@ def masks(seed: int) -> np.ndarray[Any, Any]:
     return rng.random((seed % 5, seed % 7)) < 0.5
 
 
+unit, lengths = st.floats(0, 1), st.floats(0, allow_infinity=False)
 triple = st.lists(numbers, min_size=3, max_size=3)
 annotations: st.SearchStrategy[Annotation] = st.one_of(
     st.builds(Label, **common),
     st.builds(Caption, text, **common),
-    st.builds(Bbox, numbers, numbers, numbers, numbers, **common),
+    st.builds(Bbox, unit, unit, lengths, lengths, **common),  # none lies outside an image
     st.builds(RotatedBbox, numbers, numbers, numbers, numbers, numbers, **common),
     st.builds(Ellipse, numbers, numbers, numbers, numbers, **common),
     st.builds(Polygon, coordinates(5, 3), **common),
@@ -109,7 +110,7 @@ CATEGORIES = Categories(
         AnnotationType.points: PointsCategories.from_iterable([(1, ["nose", "ear"], {(1, 2)})]),
     }
 )
-quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def written(table: pa.Table | list[pa.Table], path: Path, **options: Any) -> Path:
@@ -503,6 +504,27 @@ def test_a_file_that_is_no_item_table(tmp_path: Path) -> None:
             read(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": [1.0, 2.0, 3.0]}, "too many or too few numbers"),
+        ({"points": None}, "too many or too few numbers"),
+        ({"type": 4, "points": [1.0] * 7}, "too many or too few numbers"),
+        ({"type": 2, "points": None}, "too many or too few numbers"),
+        ({"type": 99}, "type that is not known"),
+        ({"type": None}, "type that is not known"),
+        ({"label": 3}, "a label is not one of the 3"),
+    ],
+)
+def test_annotations_that_are_none(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = written(boxes(9), tmp_path / "out")
+    rows = pq.read_table(path / "data/part-00000.parquet").to_pylist()
+    rows[5]["annotations"][1].update(change)
+    pq.write_table(pa.Table.from_pylist(rows, ITEM_SCHEMA), path / "data/part-00000.parquet")
+    with pytest.raises(DataError, match=f"part-00000.parquet, item '00005': .*{message}"):
+        read(path)
+
+
 @pytest.mark.parametrize("path", ["../../secret.png", "/etc/passwd", "a/../../../x", "..\\..\\x"])
 def test_an_image_path_can_not_leave_the_dataset(
     tmp_path: Path, pictures: list[DatasetItem], path: str
@@ -524,6 +546,22 @@ def test_bad_options(tmp_path: Path) -> None:
         read(written(boxes(1), tmp_path / "out"), columns="ids")
     with pytest.raises(FormatError, match="give the dataset's folder"):
         read(tmp_path / "out/data/part-00000.parquet")
+
+
+def test_no_loss_is_reported(tmp_path: Path) -> None:
+    item = DatasetItem(
+        "a",
+        [
+            Bbox(1, 2, 3, 4, id=5, group=6, z_order=7, attributes={"a": 1}, extra={"coco": {"area": 1}}),
+            Caption("x"),
+        ],
+        subset="s",
+        point_cloud="a.pcd",
+        attributes={"b": 2},
+        extra={"coco": {"license": 1}},
+    )
+    report = Dataset.from_iterable([item], engine="local").export(str(tmp_path / "out"), "rayds", strict=True)
+    assert (report.losses, report.notes) == ({}, {})
 
 
 def test_an_existing_output_stays(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def coco_dataset(images: int, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     (root / "images" / "train").mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
-    categories = [{"id": i + 1, "name": f"class_{i:02d}", "supercategory": f"super_{i // 10}"} for i in range(80)]
+    categories = [
+        {"id": i + 1, "name": f"class_{i:02d}", "supercategory": f"super_{i // 10}"} for i in range(80)
+    ]
     widths, heights = random.integers(320, 641, images), random.integers(320, 641, images)
     temporary = path.with_suffix(".part")
     with open(temporary, "w") as f:

@@ -23,7 +23,20 @@ DATUMARO = (
 def once(tool: str, source: Path, out: str, format: str) -> Run | None:
     """One conversion by one tool; None where the tool is not to be had."""
     if tool == "rayds":
-        return rayds("convert", "-i", str(source), "-if", "coco", "-o", out, "-f", format, "--engine", "local", "--quiet")
+        return rayds(
+            "convert",
+            "-i",
+            str(source),
+            "-if",
+            "coco",
+            "-o",
+            out,
+            "-f",
+            format,
+            "--engine",
+            "local",
+            "--quiet",
+        )
     if tool == "datumaro":
         python = peer("python")
         return timed([python, "-W", "ignore", "-c", DATUMARO, str(source), out, format]) if python else None
@@ -35,7 +48,9 @@ def once(tool: str, source: Path, out: str, format: str) -> Run | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peers", default="panlabel,datumaro")

@@ -48,14 +48,19 @@ def parse(path: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=50_000)
     args = parser.parse_args()
     path = str(coco_dataset(args.images) / "annotations/instances_train.json")
     best(f"DuckDB parses the annotations of {args.images:,} images", lambda: parse(path))
     best(f"creating {args.images:,} files of 2 kB", lambda: create_files(args.images, 2000))
     best("rayds --help", lambda: rayds("--help").seconds)
-    best("python -c 'import pyarrow, duckdb, numpy'", lambda: timed([sys.executable, "-c", "import pyarrow, duckdb, numpy"]).seconds)
+    best(
+        "python -c 'import pyarrow, duckdb, numpy'",
+        lambda: timed([sys.executable, "-c", "import pyarrow, duckdb, numpy"]).seconds,
+    )
 
 
 if __name__ == "__main__":

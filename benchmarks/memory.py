@@ -12,7 +12,9 @@ from common import coco_dataset, rayds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", default="50000,100000,250000,500000")
     parser.add_argument("formats", nargs="*", default=["rayds", "voc"])
     args = parser.parse_args()

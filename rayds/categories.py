@@ -214,7 +214,11 @@ class Categories(dict[AnnotationType, AnyCategories]):
         if AnnotationType.label in self:
             labels = []
             for c in self.labels:
-                entry: dict[str, Any] = {"name": c.name, "parent": c.parent, "attributes": sorted(c.attributes)}
+                entry: dict[str, Any] = {
+                    "name": c.name,
+                    "parent": c.parent,
+                    "attributes": sorted(c.attributes),
+                }
                 labels.append({**entry, "extra": c.extra} if c.extra else entry)
             out["label"] = {"labels": labels, "attributes": sorted(self.labels.attributes)}
         if self.masks is not None:

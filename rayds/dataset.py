@@ -4,7 +4,6 @@ items are asked for or written."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,17 @@ from rayds.engine.base import Block, Blocks, Engine
 from rayds.engine.local import LocalEngine
 from rayds.errors import DataError, FormatError, OnError
 from rayds.export import export
-from rayds.format import BLOCK_ROWS, Format, Ids, PlanContext, ReadContext, Shard, WriteContext, read_shard, with_errors
+from rayds.format import (
+    BLOCK_ROWS,
+    Format,
+    Ids,
+    PlanContext,
+    ReadContext,
+    Shard,
+    WriteContext,
+    read_shard,
+    with_errors,
+)
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
 from rayds.op import Op, prepared
@@ -136,7 +145,11 @@ class Dataset:
 
     @classmethod
     def from_arrow(
-        cls, tables: pa.Table | Iterable[pa.Table], categories: Any = None, *, engine: Engine | str | None = None
+        cls,
+        tables: pa.Table | Iterable[pa.Table],
+        categories: Any = None,
+        *,
+        engine: Engine | str | None = None,
     ) -> Dataset:
         """A dataset of item tables in memory (see rayds.ITEM_SCHEMA; missing columns become null)."""
         tables = [tables] if isinstance(tables, pa.Table) else list(tables)
@@ -258,7 +271,9 @@ class Dataset:
         """The dataset after an operation: a plug-in by its name, with its options, or an Op object."""
         made, categories = prepared(op, options, self._categories)
         changes: dict[str, Any] = {} if made.keeps_ids else {"ids": "unknown"}
-        return self._derive(lambda engine: made.run(engine, self._build(engine)), categories=categories, **changes)
+        return self._derive(
+            lambda engine: made.run(engine, self._build(engine)), categories=categories, **changes
+        )
 
     def run_model(
         self,
@@ -317,9 +332,8 @@ class Dataset:
 
     def to_ray(self) -> Any:
         """The items as a ray.data.Dataset with the columns of rayds.ITEM_SCHEMA."""
-        engine = make_engine("ray" if not isinstance(self._engine, Engine) else self._engine)
-        if engine.name != "ray":
-            engine = make_engine("ray")
+        own = isinstance(self._engine, Engine) and self._engine.name == "ray"
+        engine: Any = make_engine(self._engine if own else "ray")
         without_errors = engine.map_raw(self._build(engine), _drop_errors)
         return engine.to_native(without_errors)
 
@@ -395,7 +409,9 @@ def _read(fmt: Format, ctx: ReadContext, shard: Shard) -> Iterator[Block]:
     return read_shard(fmt, shard, ctx)
 
 
-def _fold(engine: Engine, inputs: Any, map_fn: Callable[[Any], Any], merge_fn: Callable[[Any, Any], Any]) -> Any:
+def _fold(
+    engine: Engine, inputs: Any, map_fn: Callable[[Any], Any], merge_fn: Callable[[Any, Any], Any]
+) -> Any:
     """map_fn over plain inputs as engine tasks, results merged in order."""
     import pickle
 
@@ -455,11 +471,11 @@ def _select_items(fn: Callable[[DatasetItem], bool], policy: OnError, block: Blo
             if policy is OnError.RAISE:
                 raise
             keep.append(False)
-            errors.append({"subset": item.subset, **DataError(f"{type(e).__name__}: {e}", item=item.id).record()})
+            errors.append(
+                {"subset": item.subset, **DataError(f"{type(e).__name__}: {e}", item=item.id).record()}
+            )
     table = block.filter(pa.array(keep, pa.bool_()))
     return table if policy is OnError.RAISE else with_errors(table, errors)
-
-
 
 
 __all__ = ["Dataset"]

@@ -102,7 +102,9 @@ def fill_sizes(block: pa.Table, ctx: WriteContext) -> pa.Table:
                 return media.probe_bytes(row["data"], row["path"])
             return media.probe(row["path"]) if row["path"] else None
         except DataError as e:
-            failed[int(rows[k])] = DataError(e.reason, file=e.file, item=ids[int(rows[k])].as_py(), remedy=e.remedy)
+            failed[int(rows[k])] = DataError(
+                e.reason, file=e.file, item=ids[int(rows[k])].as_py(), remedy=e.remedy
+            )
             return None
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
@@ -115,7 +117,9 @@ def fill_sizes(block: pa.Table, ctx: WriteContext) -> pa.Table:
     fields = {f.name: pc.struct_field(column, f.name) for f in MEDIA_TYPE}
     for name, values in (("height", height), ("width", width)):
         fields[name] = pa.array(values, pa.int32(), mask=values < 0)
-    filled = pa.StructArray.from_arrays(list(fields.values()), fields=list(MEDIA_TYPE), mask=pc.is_null(column))
+    filled = pa.StructArray.from_arrays(
+        list(fields.values()), fields=list(MEDIA_TYPE), mask=pc.is_null(column)
+    )
     return _keep(block.set_column(block.schema.get_field_index("media"), "media", filled), failed, ctx)
 
 

@@ -146,12 +146,16 @@ class ReadContext:
         self.errors.append({"subset": subset, **error.record()})
 
     @contextmanager
-    def guard(self, *, file: str | None = None, item: str | None = None, subset: str = DEFAULT_SUBSET) -> Iterator[None]:
+    def guard(
+        self, *, file: str | None = None, item: str | None = None, subset: str = DEFAULT_SUBSET
+    ) -> Iterator[None]:
         """Turn what goes wrong inside into a report of a bad item that names file and item."""
         try:
             yield
         except DataError as e:
-            error = DataError(e.reason, file=e.file or file, item=e.item or item, place=e.place, remedy=e.remedy)
+            error = DataError(
+                e.reason, file=e.file or file, item=e.item or item, place=e.place, remedy=e.remedy
+            )
             error.__cause__ = e.__cause__
             self.bad(error, subset)
         except FileNotFoundError as e:
@@ -373,7 +377,9 @@ def without_outside_boxes(table: pa.Table, shard: Shard, ctx: ReadContext) -> pa
     ids, subsets = single_chunk(table, "id"), single_chunk(table, "subset")
     for i in np.flatnonzero(outside):
         row = int(item[i])
-        reason = f"the box {x[i]:g}, {y[i]:g}, {w[i]:g}, {h[i]:g} lies outside the image of {width[i]}x{height[i]}"
+        reason = (
+            f"the box {x[i]:g}, {y[i]:g}, {w[i]:g}, {h[i]:g} lies outside the image of {width[i]}x{height[i]}"
+        )
         error = DataError(
             reason,
             file=shard.file or f"{ctx.root.url} ({shard.name})",
@@ -387,7 +393,9 @@ def without_outside_boxes(table: pa.Table, shard: Shard, ctx: ReadContext) -> pa
     for i in boxes[outside]:  # the other rows of the object go with its box
         if group[i]:
             keep &= ~((view.item == view.item[i]) & (group == group[i]))
-    return with_annotations(table, view.rows.filter(pa.array(keep)), np.bincount(view.item[keep], minlength=len(ids)))
+    return with_annotations(
+        table, view.rows.filter(pa.array(keep)), np.bincount(view.item[keep], minlength=len(ids))
+    )
 
 
 def with_errors(table: pa.Table, errors: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -398,7 +406,9 @@ def with_errors(table: pa.Table, errors: Sequence[Mapping[str, Any]]) -> pa.Tabl
     bad = pa.Table.from_pylist(
         [{"id": e.get("item") or "", "subset": e["subset"]} for e in errors], schema=ITEM_SCHEMA
     )
-    return pa.concat_tables([good, bad.append_column(ERROR_COLUMN, pa.array([json.dumps(e) for e in errors]))])
+    return pa.concat_tables(
+        [good, bad.append_column(ERROR_COLUMN, pa.array([json.dumps(e) for e in errors]))]
+    )
 
 
 def item_id(file_name: str) -> str:

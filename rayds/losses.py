@@ -120,7 +120,12 @@ def block_losses(block: pa.Table, view: Flat, caps: Capabilities, family: str | 
     losses |= _attribute_losses("attribute", view.column("attributes"), caps.attributes, held, view.item, ids)
     every = np.ones(block.num_rows, bool)
     losses |= _attribute_losses(
-        "item attribute", single_chunk(block, "attributes"), caps.item_attributes, every, np.arange(len(ids)), ids
+        "item attribute",
+        single_chunk(block, "attributes"),
+        caps.item_attributes,
+        every,
+        np.arange(len(ids)),
+        ids,
     )
     losses |= _item_losses(block, caps, ids)
     if not caps.extra:
@@ -201,6 +206,4 @@ def _attribute_losses(
            WHERE v NOT IN ('false', 'null') GROUP BY k ORDER BY k""",
         t=table,
     )
-    return {
-        f"{what} {r['k']!r}": (r["n"], str(r["v"])[:60]) for r in found.to_pylist() if r["k"] not in keep
-    }
+    return {f"{what} {r['k']!r}": (r["n"], str(r["v"])[:60]) for r in found.to_pylist() if r["k"] not in keep}

@@ -12,15 +12,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
 
 from rayds.schema import ERROR_COLUMN, split_errors
 
-Block = pa.Table
-Stage = Callable[[Block], Block]
-Blocks = Any  # an engine's own handle
+Block: TypeAlias = pa.Table
+Stage: TypeAlias = Callable[[Block], Block]
+Blocks: TypeAlias = Any  # an engine's own handle
 T = TypeVar("T")
 
 

@@ -112,18 +112,27 @@ class RayEngine(Engine):
     ) -> RayBlocks:
         if blocks.dataset is None:
             return blocks
+        pool = ray.data.ActorPoolStrategy(
+            # From one on: the stage starts when the cluster has room for one worker, not for all.
+            min_size=1,
+            max_size=workers,
+            initial_size=1,
+            # One call at a time, on the thread of the task: only there Ray tells how often the task died.
+            max_concurrent_calls_per_actor=1,
+            enable_true_multi_threading=True,
+        )
         with self._planning():
             return self._map(
                 blocks,
                 _Actor,
                 fn_constructor_kwargs={"factory": factory, "retries": self.retries},
-                # From one on: the stage starts when the cluster has room for one worker, not for all.
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=1),
+                compute=pool,
                 batch_size=batch_rows,
                 num_cpus=num_cpus
                 if self._cpus() > num_cpus
-                else 0,  # leave one CPU to the tasks that feed it
+                else 0,  # one CPU is left to the tasks that feed it
                 num_gpus=num_gpus,
+                memory=1,  # other arguments than those of tasks: else Ray Data moves the reading into the few actors
             )
 
     def by_key(

@@ -76,7 +76,7 @@ def crowd(
     """Many small circles that nobody outlines one by one: COCO marks them as a crowd, with one mask for all."""
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     corner = rng.uniform([20, 40], [WIDTH - 180, HEIGHT - 130])
-    taken.append((corner + [80, 45], 95))
+    taken.append((corner + np.array([80.0, 45.0]), 95.0))
     for centre in corner + rng.uniform(0, 1, (32, 2)) * [160, 90]:
         colour = list(COLOURS.values())[rng.integers(len(COLOURS))]
         cv2.circle(image, np.int32(centre).tolist(), 9, colour, -1, cv2.LINE_AA)

@@ -54,7 +54,7 @@ class Launcher(ABC):
         given = ", ".join(f"{k}={v!r}" for k, v in vars(self.options).items())
         return f"{type(self).__name__}({given})"
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027 (many have nothing to load)
         """Load the model: once on every worker, before the first `infer`. What it keeps on self stays there."""
 
     @abstractmethod
@@ -159,7 +159,9 @@ def _pixels(id: str, media: dict[str, Any] | None) -> Pixels | DataError:
     import cv2
 
     if media is None or media["kind"] != "image" or not (media["data"] or media["path"]):
-        return DataError("the item has no image", item=id, remedy="A model needs the images: read them with the dataset")
+        return DataError(
+            "the item has no image", item=id, remedy="A model needs the images: read them with the dataset"
+        )
     try:
         data = media["data"] if media["data"] is not None else read_url(media["path"])
         # not turned by EXIF: annotations are of the image as stored

@@ -113,7 +113,9 @@ def test_an_op_is_found_by_its_name(dataset, installed):
 
 def test_one_op_goes_over_several_datasets(dataset):
     op = KeepLabels(labels=("cat",))
-    other = rayds.Dataset.from_iterable([rayds.DatasetItem("x", [rayds.Bbox(0, 0, 1, 1, label=1)])], ["dog", "cat"])
+    other = rayds.Dataset.from_iterable(
+        [rayds.DatasetItem("x", [rayds.Bbox(0, 0, 1, 1, label=1)])], ["dog", "cat"]
+    )
     first, second = dataset.transform(op), other.transform(op)
     assert [a.label for a in first.get("a0").annotations] == [0]
     assert [a.label for a in second.get("x").annotations] == [0]
@@ -132,7 +134,7 @@ def test_bad_options_are_told_before_anything_runs(dataset):
 
 def test_missing_columns_become_null_and_unknown_ones_are_an_error(dataset):
     assert [item.id for item in dataset.transform(Shorter())] == ["a0", "a2", "a4"]
-    with pytest.raises(EngineError, match="'broken' returned no item table.*colour"):
+    with pytest.raises(EngineError, match=r"'broken' returned no item table.*colour"):
         list(dataset.transform(Broken()))
 
 

@@ -15,12 +15,22 @@ import pyarrow as pa
 
 from rayds.engine.base import Position
 from rayds.errors import DataError
-from rayds.format import Capabilities, Confidence, Format, Plan, PlanContext, ReadContext, Shard, WriteContext
+from rayds.format import (
+    Capabilities,
+    Confidence,
+    Format,
+    Plan,
+    PlanContext,
+    ReadContext,
+    Shard,
+    WriteContext,
+    without_outside_boxes,
+)
 from rayds.formats._meta import read_meta
 from rayds.formats.voc import layout
 from rayds.formats.voc.labels import NATIVE, VOC_ACTIONS, find_label_map
 from rayds.formats.voc.layout import ACTION, FOLDERS, LAYOUT, MAIN, SEGMENTATION
-from rayds.formats.voc.read import Scope, read_part
+from rayds.formats.voc.read import Scope, XmlNamer, read_part
 from rayds.formats.voc.tasks import TASKS, chosen
 from rayds.formats.voc.write import finish_dataset, prepare_state, write_block
 from rayds.options import SaveMedia, option
@@ -123,7 +133,8 @@ class Voc(Format):
         return Plan(layout.find_categories(files, shards, entries, ctx, scope.objects), shards, ids="none")
 
     def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
-        yield read_part(shard.data, self.scope, ctx)
+        table = read_part(shard.data, self.scope, ctx)
+        yield without_outside_boxes(table, shard, XmlNamer(shard.data, ctx))  # type: ignore[arg-type]
 
     # writing
 
@@ -141,6 +152,7 @@ class Voc(Format):
         ctx.state.update(prepare_state(ctx, chosen(self.tasks, ctx.options.tasks)))
 
     def media_folder(self, subset: str, ctx: WriteContext) -> str:
+        del subset, ctx  # one folder for all
         return "JPEGImages"
 
     def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> Any:

@@ -119,7 +119,7 @@ def _parse_line(line: str) -> Entry:
         name, rest = ":".join(fields[:keep]).strip(), "".join(f":{f}" for f in fields[keep:])
     if not name:
         raise ValueError("the label has no name")
-    color, parts, actions = (_split(rest) + [[], [], []])[:3]
+    color, parts, actions = [*_split(rest), [], [], []][:3]
     return Entry(name, _color(color), tuple(parts), tuple(actions))
 
 

@@ -207,7 +207,8 @@ def _add_list(files: Listing, name: str, flag: int, subset: _Subset, images: Ima
     for number, line, quoted in _lines(text):
         id = line if quoted else images.id_of(line.replace("\\", "/"))
         try:
-            id = safe_relative(id, file=files.root.path(name), item=id)
+            clean = safe_relative(id, file=files.root.path(name), item=id)
+            id = id if quoted else clean
         except DataError as e:
             subset.bad[id] = (e.reason, files.root.path(name), f"line {number}")
         flags[id] = flags.get(id, 0) | flag
@@ -361,7 +362,7 @@ def _categories_found(found: _Found, masks: bool) -> Categories:
 
 
 _NAME = re.compile(rb"<object>\s*<name>([^<]*)</name>")
-_HARD = (b"<part", b"<actions", b"<!")
+_HARD = re.compile(rb"<part|<actions|<!")
 
 
 def _scan_task(task: tuple[Storage, Part]) -> _Found:
@@ -378,7 +379,7 @@ def _scan_task(task: tuple[Storage, Part]) -> _Found:
             if data is None:
                 continue
             names_in = _NAME.findall(data)
-            if len(names_in) != data.count(b"<object") or any(h in data for h in _HARD) or not data.isascii():
+            if len(names_in) != data.count(b"<object") or _HARD.search(data) or not data.isascii():
                 try:
                     _scan_tree(parse_xml(data, parser), found)
                 except DataError:

@@ -101,7 +101,7 @@ class MaskReader:
             )
         return values
 
-    def _instance_values(self, values: Index, colored: bool, data: bytes, file: str) -> Index:
+    def _instance_values(self, values: Index, colored: bool, data: bytes, _file: str) -> Index:
         if not colored:
             return values
         found, where = _unique(values)

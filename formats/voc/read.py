@@ -54,6 +54,18 @@ def read_part(part: Part, scope: Scope, ctx: ReadContext) -> pa.Table:
         return _read_part(part, scope, ctx, fast=False)
 
 
+class XmlNamer:
+    """Stands for a ReadContext where boxes are checked, so that reports name the annotation file of the item."""
+
+    def __init__(self, part: Part, ctx: ReadContext) -> None:
+        self.part, self.ctx, self.root = part, ctx, ctx.root
+
+    def bad(self, error: DataError, subset: str) -> None:
+        """Report a bad box."""
+        file = self.root.path(self.part.xml_name(error.item or ""))
+        self.ctx.bad(DataError(error.reason, file=file, item=error.item, remedy=error.remedy), subset)
+
+
 def _read_part(part: Part, scope: Scope, ctx: ReadContext, fast: bool) -> pa.Table:
     reader = ItemReader(part, scope, ctx, fast)
     ids, images = part.id_list(), part.images.split("\0")

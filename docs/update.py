@@ -1,0 +1,95 @@
+"""Write the generated parts of README.md and docs/*.md again: tables of formats and options, help pages.
+
+usage: python docs/update.py [--check]
+
+A generated part stands between `<!-- generated: KIND [NAME] -->` and `<!-- end -->`. KIND: `table` (of all formats),
+`format NAME` (options and what it can hold), `help COMMAND` (help page). --check writes nothing and fails where one
+is out of step; tests/docs/test_docs.py does the same.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from rayds.cli._tables import markdown
+from rayds.cli.formats import formats, held, holds_rows
+from rayds.cli.main import cli
+from rayds.registry import get_format
+
+ROOT = Path(__file__).parents[1]
+PART = re.compile(r"(<!-- generated: (\w+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The pages that may have generated parts."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def updated(text: str) -> str:
+    """A page with its generated parts made anew."""
+    return PART.sub(lambda m: f"{m[1]}{generated(m[2], m[3])}\n{m[4]}", text)
+
+
+def generated(kind: str, name: str | None) -> str:
+    """The text of one part."""
+    if kind == "table":
+        return table_of_formats()
+    if kind == "format":
+        return format_options(name or "")
+    if kind == "help":
+        return f"```text\n{help_page(name)}\n```"
+    raise ValueError(f"no such generated part: {kind}")
+
+
+def table_of_formats() -> str:
+    """What `rayds formats --markdown` prints."""
+    from click.testing import CliRunner
+
+    return CliRunner().invoke(formats, ["--markdown"]).stdout.strip()
+
+
+def format_options(name: str) -> str:
+    """The options of a format's reader and writer, and what it can hold."""
+    fmt = get_format(name)
+    parts = []
+    if fmt.reads and (read := fmt.ReadOptions.describe()):
+        parts += ["Reading (`--read NAME=VALUE`):", options_table([(f.removeprefix("--"), *r) for f, *r in read])]
+    if (caps := held(fmt)) is not None:
+        parts += ["Writing (after `--`):", options_table(fmt.WriteOptions.describe())]
+        parts.append("Holds by default: " + "; ".join(f"{what}: {value}" for what, value in holds_rows(caps)) + ".")
+    return "\n\n".join(parts)
+
+
+def options_table(rows: Sequence[Sequence[str]]) -> str:
+    """Options as a Markdown table."""
+    return markdown(("option", "default", "meaning"), [(f"`{flag}`", f"`{d}`", h) for flag, d, h in rows])
+
+
+def help_page(command: str | None) -> str:
+    """What `rayds [COMMAND] --help` prints on a terminal of 80 columns."""
+    root = click.Context(cli, info_name="rayds", terminal_width=80)
+    found = cli.get_command(root, command) if command else cli
+    if found is None:
+        raise ValueError(f"no such command: {command}")
+    ctx = click.Context(found, info_name=command, parent=root, terminal_width=80) if command else root
+    text = found.get_help(ctx)
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
+
+
+def main() -> int:
+    """Update the pages, or check them; returns the exit code."""
+    stale = [page for page in pages() if page.exists() and updated(page.read_text()) != page.read_text()]
+    for page in stale:
+        if "--check" not in sys.argv:
+            page.write_text(updated(page.read_text()))
+        print(f"{page.relative_to(ROOT)}: {'out of step' if '--check' in sys.argv else 'updated'}")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,7 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64]
 
 _QUOTE, _COMMA, _BACKSLASH, _OPEN, _CLOSE, _SPACE = b'",\\{} '
-_KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*(\[?)\s*$')
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]:]', re.DOTALL)
 
 
 @dataclass
@@ -91,7 +92,9 @@ class RecordScanner:
         self._depth = 0  # of braces
         self._in_string = False
         self._escaped = False  # the next byte is escaped
-        self._section: str | None = "" if self.bare else None
+        self._section: str | None = None
+        self._key: str | None = None  # the last top-level key
+        self._brackets = 0  # open around the records of it
         self._parts: list[bytes] = []
         self._skeleton_size = 0
         self._count = 0
@@ -99,7 +102,6 @@ class RecordScanner:
         self._pending_at = 0  # its place in the file
         self._open: int | None = None  # where the record that is open begins (file position)
         self._record_depth = 1 if self.bare else 2
-        self._any_before = False
         self._quotes_pending = np.zeros(0, np.int64)
 
     def records(self) -> Iterator[Records]:
@@ -160,7 +162,7 @@ class RecordScanner:
             starts = np.append(self._open, starts)
         self._open = int(starts[-1]) if len(starts) > len(ends) else None
         starts = starts[: len(ends)]
-        base, data = self._pending_at, self._joined(chunk, data)
+        base, data = self._pending_at, self._joined(data)
         quotes = np.concatenate([self._quotes_pending, quotes + at])
         done = int(ends[-1]) if len(ends) else base
         if len(starts):
@@ -169,7 +171,7 @@ class RecordScanner:
         self._pending_at = done
         self._quotes_pending = quotes[np.searchsorted(quotes, done) :]
 
-    def _joined(self, chunk: bytes, data: Bytes) -> Bytes:
+    def _joined(self, data: Bytes) -> Bytes:
         """A writable array of what was pending and the new chunk."""
         joined = np.empty(len(self._pending) + len(data), np.uint8)
         joined[: len(self._pending)] = np.frombuffer(self._pending, np.uint8)
@@ -177,51 +179,54 @@ class RecordScanner:
         return joined
 
     def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
-        """Split records at the gaps that begin another section; others must be one comma with white space."""
+        """Split records at the gaps that are more than one comma with white space."""
         gap_starts = np.append(base, ends[:-1])
-        marks = np.searchsorted(quotes, gap_starts)
-        named = np.searchsorted(quotes, starts) > marks  # gaps with a key
         lengths = starts - gap_starts
-        plain = ~named & ~((lengths == 1) & (data[gap_starts - base] == _COMMA))
-        if plain.any():
-            self._check_gaps(data, base, gap_starts[plain], starts[plain])
+        special = (lengths != 1) | (data[gap_starts - base] != _COMMA)
+        if special.any():
+            named = np.searchsorted(quotes, starts) > np.searchsorted(quotes, gap_starts)
+            unsure = special & ~named
+            special[unsure] = ~self._plain(data, gap_starts[unsure] - base, starts[unsure] - base)
         inner = np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)
-        bounds = [*np.flatnonzero(named).tolist(), len(starts)]
+        bounds = [*np.flatnonzero(special).tolist(), len(starts)]
         if bounds[0] != 0:
             yield from self._emit(data, base, starts, ends, inner, gap_starts, 0, bounds[0])
-        for lo, hi in zip(bounds, bounds[1:], strict=False):
+        for lo, hi in pairwise(bounds):
             self._enter(bytes(data[gap_starts[lo] - base : starts[lo] - base]), int(gap_starts[lo]))
             yield from self._emit(data, base, starts, ends, inner, gap_starts, lo, hi, entered=True)
 
-    def _check_gaps(self, data: Bytes, base: int, starts: Index, ends: Index) -> None:
-        """Raise when a gap between records is not white space with exactly one comma."""
-        where = _between(starts - base, ends - base)
-        values = data[where]
+    def _plain(self, data: Bytes, starts: Index, ends: Index) -> npt.NDArray[np.bool_]:
+        """Which of the gaps starts[i]:ends[i] are white space with exactly one comma."""
+        values = data[_between(starts, ends)]
         gap = np.repeat(np.arange(len(starts)), ends - starts)
         solid = ~np.isin(values, np.frombuffer(b" \t\r\n", np.uint8))
         commas = np.bincount(gap[values == _COMMA], minlength=len(starts))
-        others = np.bincount(gap[solid & (values != _COMMA)], minlength=len(starts))
-        wrong = (commas != 1) | (others != 0)
-        if not self._any_before and len(wrong):  # the first gap of the file: only an opening
-            text = bytes(data[starts[0] - base : ends[0] - base]).strip()
-            if text in (b"[", b"{", b"[{"[:1]) and (self.bare or text == b"{"):
-                wrong[0] = False
-                self._keep(text if not self.bare else b"[")
-        if wrong.any():
-            i = int(np.argmax(wrong))
-            text = bytes(data[starts[i] - base : ends[i] - base])[:40].decode(errors="replace")
-            raise DataError(
-                f"expected one comma between records, found {text!r}", file=self.name, place=f"byte {int(starts[i])}"
-            )
+        plain: npt.NDArray[np.bool_] = (commas == 1) & (np.bincount(gap[solid], minlength=len(starts)) == 1)
+        return plain
 
     def _enter(self, gap: bytes, at: int) -> None:
-        """Take up the gap before a record that begins another section (or top-level key)."""
-        match = _KEY.search(gap)
-        if self.bare or not match:
-            raise DataError("not the JSON that was expected here", file=self.name, place=f"byte {at}")
+        """Take up the gap before a record where there is more than a comma: keys, brackets, other values."""
+        if self._section is not None and not gap.lstrip().startswith(b"]"):
+            text = gap[:40].decode(errors="replace")
+            raise DataError(
+                f"expected one comma between records, found {text!r}", file=self.name, place=f"byte {at}"
+            )
         self._keep(gap)
-        name = json.loads(b'"' + match.group(1) + b'"')
-        self._section = name if match.group(2) and name in self.wanted else None
+        last = b'""'
+        for token in _TOKEN.findall(gap):
+            if token == b"[":
+                self._brackets += 1
+            elif token == b"]":
+                self._brackets -= 1
+            elif token == b":":
+                if self._brackets == 0:
+                    self._key = _text(last)
+            else:
+                last = token
+        wanted = self._brackets == 1 and (self.bare or self._key in self.wanted)
+        self._section = (self._key or "") if wanted else None
+        if self.bare and not wanted and len(self._parts) == 1:
+            raise DataError("a JSON list of objects was expected at top level", file=self.name)
 
     def _emit(
         self,
@@ -235,7 +240,6 @@ class RecordScanner:
         hi: int,
         entered: bool = False,
     ) -> Iterator[Records]:
-        self._any_before = True
         if self._section is None:
             for i in range(lo, hi):
                 separator = b"" if entered and i == lo else bytes(data[gaps[i] - base : starts[i] - base])
@@ -270,7 +274,7 @@ class RecordScanner:
         text = b"".join(self._parts)
         try:
             found = json.loads(text)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise DataError(
                 f"not valid JSON ({e})" if text.strip() else "the file is empty", file=self.name, remedy="Repair it"
             ) from e
@@ -278,6 +282,14 @@ class RecordScanner:
             self.skeleton = found
         elif not self.bare:
             raise DataError("a JSON object was expected at top level", file=self.name)
+
+
+def _text(literal: bytes) -> str | None:
+    """The value of a JSON string; None when it is broken."""
+    try:
+        return str(json.loads(literal))
+    except ValueError:
+        return None
 
 
 def read_tail_key(tail: bytes, key: str) -> Any:

@@ -277,6 +277,8 @@ class RayEngine(Engine):
                 cpu=self.num_cpus
             )
         context.target_max_block_size = self.block_bytes
+        # 1 GiB by default: one task would partition a whole dataset.
+        context.shuffle_input_batch_bytes = PARTITION_BYTES
         context.enable_fallback_to_arrow_object_ext_type = False
         context.raise_original_map_exception = True
         context.enable_progress_bars = False

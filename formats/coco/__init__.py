@@ -10,13 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from rayds.engine.base import Position
-from rayds.errors import FormatError
-from rayds.format import Capabilities, Confidence, Format, Plan, PlanContext, ReadContext, Shard, WriteContext
+from rayds.errors import FormatError, OnError
+from rayds.format import (
+    Capabilities,
+    Confidence,
+    Format,
+    Ids,
+    Plan,
+    PlanContext,
+    ReadContext,
+    Shard,
+    WriteContext,
+)
 from rayds.formats.coco import layout
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import AnnotationType as T
@@ -34,6 +45,9 @@ _HOLDS = {
 }
 
 
+_NUMBERED = {"instances", "person_keypoints", "stuff", "panoptic"}
+
+
 class Coco(Format):
     """COCO: annotations/<task>_<subset>.json, images in images/<subset>/; all tasks of a subset merged by image.
 
@@ -46,7 +60,11 @@ class Coco(Format):
     family = "coco"
     tasks: ClassVar[tuple[str, ...]] = layout.TASKS
     holds = Capabilities(
-        annotations=frozenset().union(*_HOLDS.values()), attributes=True, item_attributes=True, ids=True, groups=True
+        annotations=frozenset().union(*_HOLDS.values()),
+        attributes=True,
+        item_attributes=True,
+        ids=True,
+        groups=True,
     )
 
     @dataclass(frozen=True)
@@ -67,9 +85,12 @@ class Coco(Format):
             help="guess: as the source has it; polygons: masks become outlines; mask: polygons become RLE",
         )
         crop_covered: bool = option(False, help="cut from every segment what segments above it cover")
-        allow_attributes: bool = option(True, help="write the attributes (an extension that other tools ignore)")
+        allow_attributes: bool = option(
+            True, help="write the attributes (an extension that other tools ignore)"
+        )
         reindex: bool | None = option(
-            None, help="give images and annotations new ids; default: only where the source has none that are unique"
+            None,
+            help="give images and annotations new ids; default: only where the source has none that are unique",
         )
         merge_images: bool = option(False, help="save all images in images/, not in a folder for each subset")
         tasks: tuple[str, ...] = option(
@@ -79,17 +100,25 @@ class Coco(Format):
     # reading
 
     def detect(self, files: Listing) -> Confidence:
+        if files.file and layout.is_list(files.root, files.file):
+            return Confidence.no("the file is a bare list, as COCO results are")
         if files.file:
             match = re.match(rf"({'|'.join(self.tasks)})_.+\.json$", files.file)
             if not match:
                 return Confidence.no(f"the file is not called {self.tasks[0]}_<subset>.json")
-            return Confidence(60 if len(self.tasks) > 1 else 50, f"the file is called {match.group(1)}_<subset>.json")
+            return Confidence(
+                60 if len(self.tasks) > 1 else 50, f"the file is called {match.group(1)}_<subset>.json"
+            )
         try:
-            _, subsets = layout.find_subsets(files, self.tasks)
+            root, subsets = layout.find_subsets(files, self.tasks)
         except FormatError:
             return Confidence.no(f"no annotations/{'|'.join(self.tasks[:3])}..._<subset>.json")
         names = sorted({t for s in subsets for t, _ in s.files})
-        return Confidence(60 if len(self.tasks) > 1 else 20, f"annotation files of the tasks {', '.join(names)}")
+        if all(layout.is_list(root, f) for s in subsets for _, f in s.files):
+            return Confidence.no("the annotation files are bare lists, as COCO results are")
+        return Confidence(
+            60 if len(self.tasks) > 1 else 20, f"annotation files of the tasks {', '.join(names)}"
+        )
 
     def subsets(self, files: Listing) -> tuple[Storage, list[layout.SubsetFiles]]:
         """The root and the annotation files by subset."""
@@ -104,14 +133,16 @@ class Coco(Format):
         infos: dict[str, Any] = {}
         for s in subsets:
             for task, file in s.files:
-                top = layout.peek(storage, file)
+                top = layout.peek(storage, file, ctx.on_error is not OnError.RAISE)
                 tops.append((storage.path(file), top))
                 rest = {k: v for k, v in top.items() if k not in ("categories", *layout.SECTIONS)}
                 infos.setdefault(s.subset, {})[task] = {"top": rest}
         categories = layout.join_categories(tops, ctx.options.keep_original_category_ids)
         with_meta(files, categories)
         labels = {
-            c.extra["coco"]["id"]: i for i, c in enumerate(categories.labels) if isinstance(c.extra.get("coco"), dict)
+            c.extra["coco"]["id"]: i
+            for i, c in enumerate(categories.labels)
+            if isinstance(c.extra.get("coco"), dict)
         }
         shards = [
             Shard(
@@ -122,7 +153,9 @@ class Coco(Format):
             )
             for s in subsets
         ]
-        return Plan(categories, shards, ids="unique", infos={"coco": infos})
+        # A panoptic segment's id is a colour: unique in its image only.
+        ids: Ids = "unknown" if any(t == "panoptic" for s in subsets for t, _ in s.files) else "unique"
+        return Plan(categories, shards, ids=ids, infos={"coco": infos})
 
     def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
         from rayds.formats.coco.read import SubsetReader
@@ -160,12 +193,17 @@ class Coco(Format):
         return not ctx.state["ids"].complete
 
     def needs_survey(self, ctx: WriteContext) -> bool:
-        return ctx.ids == "unknown" and not ctx.options.reindex
+        from rayds.formats.coco.tasks import chosen_tasks
+
+        # Ids are unique in each file of the source: that helps as long as no records of two files become one file.
+        mixed = any(len(_NUMBERED & set(tasks)) > 1 for tasks in ctx.infos.get("coco", {}).values())
+        unknown = ctx.ids == "unknown" or (ctx.ids == "unique" and mixed and chosen_tasks(self, ctx.options))
+        return unknown and not ctx.options.reindex
 
     def survey(self, block: pa.Table, ctx: WriteContext) -> Any:
         from rayds.formats.coco.ids import survey
 
-        return survey(block, ctx, self.holds.annotations)
+        return survey(self, block, ctx)
 
     def use_survey(self, found: Any, ctx: WriteContext) -> None:
         ctx.state["ids"] = found.decide()
@@ -180,7 +218,7 @@ class Coco(Format):
     def count(self, block: pa.Table, ctx: WriteContext) -> dict[str, int]:
         from rayds.formats.coco.write import count
 
-        return count(block, ctx)
+        return count(block)
 
     def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> Any:
         from rayds.formats.coco.write import write
@@ -275,3 +313,105 @@ class RoboflowCoco(Coco):
 
     def media_folder(self, subset: str, ctx: WriteContext) -> str:
         return subset
+
+
+class CocoResults(Coco):
+    """COCO results: <task>_<subset>_results.json, bare lists of detections with score, by image id.
+
+    One record an object, in the file instances, person_keypoints, captions or labels. A detection without score gets 1.
+    """
+
+    name, title = "coco_results", "COCO results: lists of scored boxes, masks, key points, captions"
+    tasks = ("instances", "person_keypoints", "captions", "labels")
+
+    @dataclass(frozen=True)
+    class ReadOptions(Options):
+        """Options of the reader."""
+
+        ground_truth: str | None = option(
+            None, help="annotation file with the images and categories; without it ids stand for names"
+        )
+
+    @dataclass(frozen=True)
+    class WriteOptions(SaveMedia):
+        """Options of the writer."""
+
+        segmentation_mode: str = option(
+            "guess",
+            choices=("guess", "polygons", "mask", "masks=mask"),
+            help="guess: as the source has it; polygons: masks become outlines; mask: polygons become RLE",
+        )
+        crop_covered: bool = option(False, help="cut from every segment what segments above it cover")
+        allow_attributes: bool = option(
+            True, help="write the attributes (an extension that other tools ignore)"
+        )
+        reindex: bool | None = option(
+            None, help="give images new ids; default: only where the source has none that are unique"
+        )
+
+    def detect(self, files: Listing) -> Confidence:
+        from rayds.formats.coco.results import find_results, is_results
+
+        if files.file:
+            if files.file.endswith(".json") and is_results(files.root, files.file):
+                return Confidence(70, "a list of records with 'image_id'")
+            return Confidence.no("not a JSON list of records with 'image_id'")
+        try:
+            find_results(files)
+        except FormatError:
+            return Confidence.no("no JSON list of records with 'image_id' here or in results/")
+        return Confidence(50, "JSON lists of records with 'image_id'")
+
+    def root(self, files: Listing) -> Storage:
+        return files.root
+
+    def plan(self, files: Listing, ctx: PlanContext) -> Plan:
+        from rayds.formats.coco.results import category_numbers, find_results, made_categories
+
+        found = find_results(files)
+        names = [file for _, tasks in found for _, file in tasks]
+        truth = Listing(ctx.options.ground_truth) if ctx.options.ground_truth else None
+        if truth is not None:
+            if not truth.file:
+                raise FormatError(f"{truth.root.url}: ground-truth is the path of one annotation file")
+            categories = layout.join_categories([(truth.file, layout.peek(truth.root, truth.file))], False)
+        else:
+            ids = ctx.fold(names, partial(category_numbers, files.root), lambda a, b: a | b)
+            categories = made_categories(ids or set())
+        data = {
+            "labels": {c.extra["coco"]["id"]: i for i, c in enumerate(categories.labels)},
+            "ground_truth": truth.root.path(truth.file) if truth is not None and truth.file else None,
+        }
+        shards = [
+            Shard(s, {"subset": s, "files": tasks, **data}, size=sum(files.root.size(f) for _, f in tasks))
+            for s, tasks in found
+        ]
+        return Plan(categories, shards, ids="unknown")
+
+    def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
+        from rayds.formats.coco.results import ResultsReader
+
+        return ResultsReader(shard, ctx).read()
+
+    def written_tasks(self, options: Any) -> Sequence[str]:
+        return self.tasks
+
+    def capabilities(self, options: Any) -> Capabilities:
+        held = frozenset().union(*(_HOLDS[t] for t in self.tasks))
+        attributes: bool | frozenset[str] = (
+            True if options.allow_attributes else frozenset({"is_crowd", "score"})
+        )
+        ids = frozenset({"id"})
+        return Capabilities(
+            annotations=held, attributes=attributes, item_attributes=ids, groups=True, media=frozenset()
+        )
+
+    def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> Any:
+        from rayds.formats.coco.results import write_results
+
+        return write_results(block, position, ctx)
+
+    def finish(self, fragments: Sequence[Any], ctx: WriteContext) -> None:
+        from rayds.formats.coco.results import finish_results
+
+        finish_results(fragments, ctx)

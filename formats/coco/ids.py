@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from rayds.format import WriteContext
-from rayds.formats.coco.rows import ZERO_GROUP
 from rayds.schema import AnnotationType, flat, single_chunk
 from rayds.sql import query
 
@@ -32,7 +32,7 @@ class Ids:
 
 @dataclass
 class Survey:
-    """The ids that occur, by subset; missing: something has none."""
+    """The ids that occur: of images by subset, of annotations by file; missing: something has none."""
 
     images: dict[str, list[Ints]] = field(default_factory=dict)
     annotations: dict[str, list[Ints]] = field(default_factory=dict)
@@ -82,24 +82,26 @@ def image_ids(block: pa.Table) -> pa.Array:
     return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found
 
 
-def survey(block: pa.Table, ctx: WriteContext, types: frozenset[AnnotationType]) -> Survey:
-    """The ids of a block."""
-    from rayds.formats.coco.records import group_records
+def survey(fmt: Any, block: pa.Table, ctx: WriteContext) -> Survey:
+    """The ids of a block: images by subset, annotations by the file that they go to."""
+    from rayds.formats.coco.records import extra_members, group_records, identified, lead_texts
+    from rayds.formats.coco.tasks import pick_tasks
 
-    del ctx
     made = Survey()
-    ids = image_ids(block)
+    images = image_ids(block)
     subsets = single_chunk(block, "subset").to_numpy(zero_copy_only=False)
-    records = group_records(flat(block), types)
-    record_ids = records.view.numpy("id")[records.first]
-    zero = records.view.numpy("group")[records.first] == ZERO_GROUP
+    records = group_records(flat(block), list(AnnotationType))
+    ids, has = identified(records)
     owner = subsets[records.view.item[records.first]]
-    found = ids.drop_null()
-    made.missing = ids.null_count > 0 or bool(np.any((record_ids == 0) & ~zero))
+    picked = pick_tasks(fmt, records, extra_members(lead_texts(records)[1]).column("task"), ctx.options)
+    # A panoptic segment's id is a colour, unique in its image only.
+    picked.pop("panoptic", None)
+    written = np.zeros(len(ids), bool)
     for subset in dict.fromkeys(subsets.tolist()):
-        mine = ids.filter(pa.array(subsets == subset)).drop_null()
-        made.images[subset] = [mine.to_numpy()]
-        theirs = np.where(zero, -1, record_ids)[owner == subset]
-        made.annotations[subset] = [theirs[theirs != 0]]
-    made.size = len(found) + len(record_ids)
+        made.images[subset] = [images.filter(pa.array(subsets == subset)).drop_null().to_numpy()]
+        for task, mine in picked.items():
+            written |= mine
+            made.annotations[f"{subset}/{task}"] = [ids[mine & has & (owner == subset)]]
+    made.missing = images.null_count > 0 or bool(np.any(written & ~has))
+    made.size = len(images) + len(ids)
     return made

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayds.categories import Categories, Category, LabelCategories, MaskCategories, PointsCategories
+from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories
 from rayds.errors import DataError, FormatError
 from rayds.formats._records import RecordScanner, read_tail_key
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
@@ -61,23 +61,36 @@ def find_subsets(files: Listing, tasks: Sequence[str]) -> tuple[Storage, list[Su
     return files.root, subsets
 
 
-def peek(storage: Storage, name: str) -> dict[str, Any]:
+def is_list(storage: Storage, name: str) -> bool:
+    """Whether a JSON file is a list at top level."""
+    return storage.head(name).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def peek(storage: Storage, name: str, broken_ok: bool = False) -> dict[str, Any]:
     """All of an annotation file but images and annotations: info, licenses, categories, unknown keys.
 
     Big files are looked at from both ends only, when that suffices; else the whole file is scanned.
+    broken_ok: of a file that is cut off or no JSON, give what stands before (the reader will tell of it).
     """
     size = storage.size(name)
     if size > _HEAD + _TAIL:
         found = _head(storage, name)
         tail = storage.read_range(name, size - _TAIL, size)
         if "categories" not in found:
-            found |= {k: v for k in ("categories", "info", "licenses") if (v := read_tail_key(tail, k)) is not None}
+            found |= {
+                k: v for k in ("categories", "info", "licenses") if (v := read_tail_key(tail, k)) is not None
+            }
         if "categories" in found:
             return found
     with storage.open(name) as f:
         scanner = RecordScanner(f, storage.path(name), SECTIONS)
-        for _ in scanner.records():
-            pass
+        try:
+            for _ in scanner.records():
+                pass
+        except DataError:
+            if not broken_ok:
+                raise
+            return _opened(scanner.so_far())
     return {k: v for k, v in scanner.skeleton.items() if k not in SECTIONS}
 
 
@@ -89,11 +102,15 @@ def _head(storage: Storage, name: str) -> dict[str, Any]:
             pass
     except DataError:
         pass  # cut off, of course
-    text = scanner.so_far()
+    return _opened(scanner.so_far())
+
+
+def _opened(text: bytes) -> dict[str, Any]:
+    """The keys of a JSON object that is cut off."""
     for end in (b"]}", b"}"):
         try:
             found = json.loads(text.rstrip().rstrip(b",") + end)
-            return {k: v for k, v in found.items() if k not in SECTIONS}
+            return {k: v for k, v in found.items() if k not in SECTIONS} if isinstance(found, dict) else {}
         except ValueError:
             continue
     return {}
@@ -106,19 +123,22 @@ def join_categories(parts: Iterable[tuple[str, Mapping[str, Any]]], keep_ids: bo
     """
     entries: dict[int, dict[str, Any]] = {}
     for file, top in parts:
-        for entry in top.get("categories", ()):
-            if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
-                raise DataError(f"a category needs an id and a name, found {str(entry)[:60]}", file=file)
-            if not isinstance(entry["id"], int):
-                raise DataError(f"the category id {entry['id']!r} is not an integer", file=file)
-            known = entries.setdefault(entry["id"], dict(entry))
+        seen: set[int] = set()
+        for entry in _category_list(top, file):
+            id = entry["id"]
+            known = entries.setdefault(id, dict(entry))
+            if id in seen:
+                raise DataError(
+                    f"the category id {id} occurs twice", file=file, remedy="Give every category its own id"
+                )
             if known["name"] != entry["name"]:
                 raise DataError(
-                    f"category {entry['id']} is {entry['name']!r} here, but {known['name']!r} in another file",
+                    f"category {id} is {entry['name']!r} here, but {known['name']!r} in another file",
                     file=file,
                     remedy="Read the files one by one and merge the datasets",
                 )
             known.update(entry)
+            seen.add(id)
     labels = LabelCategories()
     points = PointsCategories()
     colors = MaskCategories()
@@ -134,6 +154,25 @@ def join_categories(parts: Iterable[tuple[str, Mapping[str, Any]]], keep_ids: bo
     if colors.colormap:
         made[AnnotationType.mask] = colors
     return made
+
+
+def _category_list(top: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+    """The categories of a file, their ids made integers."""
+    entries = top.get("categories") or []
+    if not isinstance(entries, list):
+        raise DataError(f"'categories' is no list: {str(entries)[:60]}", file=file)
+    out = []
+    for entry in entries:
+        if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
+            raise DataError(f"a category needs an id and a name, found {str(entry)[:60]}", file=file)
+        try:
+            id = int(entry["id"])
+            if isinstance(entry["id"], bool) or (isinstance(entry["id"], float) and id != entry["id"]):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError) as e:
+            raise DataError(f"the category id {entry['id']!r} is not an integer", file=file) from e
+        out.append({**entry, "id": id})
+    return out
 
 
 def _add_category(
@@ -183,16 +222,20 @@ def category_entries(categories: Categories, task: str) -> list[dict[str, Any]]:
     return out
 
 
-def image_folder(storage: Storage, subset: str, name: str, near: str) -> str:
-    """The folder (relative to the root) that holds the image `name` of a subset; "images/<subset>" when none does."""
+def image_folder(storage: Storage, subset: str, names: Sequence[str], near: str) -> str:
+    """The folder (relative to the root) that holds images of a subset, tried with a few of their names.
+
+    "images/<subset>" when none does.
+    """
     folders = [f"images/{subset}", "images", subset, near, "", f"{near}/{subset}".strip("/"), "input_images"]
     year = re.sub(r"\d+$", "", subset)
     if year and year != subset:
         folders += [f"images/{year}", year]
-    for folder in dict.fromkeys(folders):
-        if storage.is_file(posixpath.join(folder, name)):
-            return folder
-    for folder in (f"images/{subset}", "images"):
+    for name in dict.fromkeys(names):
+        for folder in dict.fromkeys(folders):
+            if storage.is_file(posixpath.join(folder, name)):
+                return folder
+    for folder in (f"images/{subset}", "images", subset):
         if storage.is_dir(folder):
             return folder
     return f"images/{subset}"

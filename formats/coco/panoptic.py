@@ -14,7 +14,8 @@ from rayds.annotations import decode_rle, encode_mask
 from rayds.errors import DataError
 from rayds.format import ReadContext
 from rayds.formats._records import Records
-from rayds.formats.coco.rows import Rows, checked_json
+from rayds.formats.coco.checks import checked_json
+from rayds.formats.coco.rows import NO_ID, Rows
 from rayds.item import dump_json
 from rayds.media import decode, encode
 from rayds.schema import ANNOTATION_TYPE, AnnotationType
@@ -31,32 +32,42 @@ def panoptic_rows(records: Records, file: str, ctx: ReadContext, labels: dict[in
     folder = posixpath.splitext(file)[0]
     rows: list[dict[str, Any]] = []
     image: list[int] = []
+    places: list[int] = []
     for text, i in zip(texts.to_pylist(), number, strict=True):
         record = json.loads(text)
         try:
             found = _segments(record, folder, ctx.root, labels)
         except DataError as e:
             item = str(record.get("file_name") or record.get("image_id"))
-            errors.append(DataError(e.reason, file=e.file or path, item=item, place=records.place(int(i)), remedy=e.remedy))
+            errors.append(
+                DataError(
+                    e.reason, file=e.file or path, item=item, place=records.place(int(i)), remedy=e.remedy
+                )
+            )
             continue
         except (KeyError, TypeError, ValueError) as e:
             errors.append(DataError(f"broken panoptic record: {e!r}", file=path, place=records.place(int(i))))
             continue
         rows += found
         image += [int(record["image_id"])] * len(found)
+        places += [int(records.base + records.starts[i])] * len(found)
     table = pa.array(rows, ANNOTATION_TYPE)
     # Segment ids are colours: unique in an image only, so they take no part in the check for ids given twice.
     n = np.arange(len(rows))
-    return Rows(table, np.array(image, np.int64), -1 - n, n, n, errors)
+    return Rows(table, np.array(image, np.int64), n, NO_ID - n, np.array(places, np.int64), errors)
 
 
-def _segments(record: dict[str, Any], folder: str, root: Storage, labels: dict[int, int]) -> list[dict[str, Any]]:
+def _segments(
+    record: dict[str, Any], folder: str, root: Storage, labels: dict[int, int]
+) -> list[dict[str, Any]]:
     name = safe_relative(str(record["file_name"]))
     path = posixpath.join(folder, name)
     try:
         ids = read_ids(root.read_bytes(path), root.path(path))
     except FileNotFoundError as e:
-        raise DataError("the id PNG is missing", file=root.path(path), remedy="Put it beside the JSON file") from e
+        raise DataError(
+            "the id PNG is missing", file=root.path(path), remedy="Put it beside the JSON file"
+        ) from e
     rows = []
     for segment in record["segments_info"]:
         if segment["category_id"] not in labels:
@@ -112,5 +123,3 @@ def segment_entry(row: dict[str, Any], category: int | None, id: int) -> dict[st
     known = {"id": id, "category_id": category, "iscrowd": int(bool(attributes.get("is_crowd")))}
     rest = {k: v for k, v in extra.items() if k not in ("task", "counts", "num_keypoints")}
     return {**known, **segment_area(rle), **rest}
-
-

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds import geometry
+from rayds.formats.coco.rows import ZERO_GROUP
 from rayds.losses import instance_keys
 from rayds.schema import AnnotationType as T
 from rayds.schema import Flat, list_of
@@ -150,7 +151,7 @@ def boxes(found: Grouped) -> npt.NDArray[np.float64]:
     return out
 
 
-def areas(found: Grouped, polygons: pa.ListArray, box: npt.NDArray[np.float64], rles: list[Any]) -> Any:
+def areas(polygons: pa.ListArray, box: npt.NDArray[np.float64], rles: list[Any]) -> Any:
     """The area of every record: of its masks, else of its polygons (shoelace), else of its box."""
     out = box[:, 2] * box[:, 3]
     flat = polygons.flatten()
@@ -176,18 +177,30 @@ def mask_rles(found: Grouped) -> list[list[dict[str, Any]]] | None:
     return out
 
 
-def lead_texts(found: Grouped) -> tuple[pa.Array, pa.Array]:
-    """(attributes, extra) of every record: those of its first row that has any."""
+def identified(found: Grouped) -> tuple[Ints, Bools]:
+    """(the id of every record, whether it has one): 0 is one where the group says so."""
+    ids = found.view.numpy("id")[found.first].astype(np.int64)
+    return ids, (ids != 0) | (found.view.numpy("group")[found.first] == ZERO_GROUP)
+
+
+def lead_texts(found: Grouped, kind: T | None = None) -> tuple[pa.Array, pa.Array]:
+    """(attributes, extra) of every record: those of its first row that has any, the row of type `kind` before others."""
     view = found.view
+    lead_row = None if kind is None else first_of(found, kind)
 
     def lead(name: str) -> pa.Array:
         column = view.column(name)
         first = column.take(pa.array(found.first))
-        if first.null_count == 0 or column.null_count == len(column):
+        if column.null_count == len(column) or (first.null_count == 0 and lead_row is None):
             return first
         rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))[::-1]
         index = found.first.copy()
         index[found.owner[rows]] = rows
+        if lead_row is not None:
+            told = (
+                column.take(pa.array(lead_row, mask=lead_row < 0)).is_valid().to_numpy(zero_copy_only=False)
+            )
+            index = np.where(told, lead_row, index)
         return column.take(pa.array(index))
 
     return lead("attributes"), lead("extra")
@@ -202,9 +215,15 @@ def split_attributes(attributes: pa.Array, allow: bool) -> pa.Table:
         crowd = [bool(p.get("is_crowd")) for p in parts]
         score = [json.dumps(p["score"]) if p.get("score") is not None else None for p in parts]
         rest = [{k: v for k, v in p.items() if k not in ("is_crowd", "score")} for p in parts]
-        dump = [json.dumps(r, ensure_ascii=False, separators=(",", ":")) if r and allow else None for r in rest]
+        dump = [
+            json.dumps(r, ensure_ascii=False, separators=(",", ":")) if r and allow else None for r in rest
+        ]
         table = pa.table(
-            {"crowd": pa.array(crowd, pa.bool_()), "score": pa.array(score, pa.string()), "rest": pa.array(dump, pa.string())}
+            {
+                "crowd": pa.array(crowd, pa.bool_()),
+                "score": pa.array(score, pa.string()),
+                "rest": pa.array(dump, pa.string()),
+            }
         )
     else:
         merged = """CASE WHEN keys <@ ['is_crowd','score'] THEN NULL

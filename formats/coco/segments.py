@@ -14,7 +14,7 @@ from rayds.format import WriteContext
 from rayds.formats.coco.records import Grouped
 
 if TYPE_CHECKING:
-    from rayds.formats.coco.write import _Block
+    from rayds.formats.coco.write import Block
 
 Rle = dict[str, Any]
 
@@ -24,7 +24,7 @@ def choose(
     polygons: pa.ListArray,
     masks: list[list[Rle]] | None,
     item: npt.NDArray[np.int64],
-    shared: _Block,
+    shared: Block,
     ctx: WriteContext,
 ) -> tuple[list[Rle | None], pa.ListArray]:
     """(the RLE of each record or None, the polygons of those that have none).
@@ -74,7 +74,11 @@ def choose(
 
 
 def _crop(
-    found: Grouped, item: npt.NDArray[np.int64], own: list[list[Rle]], lists: list[list[list[float]]], whole: Any
+    found: Grouped,
+    item: npt.NDArray[np.int64],
+    own: list[list[Rle]],
+    lists: list[list[list[float]]],
+    whole: Any,
 ) -> dict[int, Rle | None]:
     """The visible part of each segment that another one of its image covers in part."""
     z = found.view.numpy("z_order")[found.first]

@@ -27,19 +27,19 @@ from rayds.formats.coco.records import (
     extra_members,
     first_of,
     group_records,
+    identified,
     lead_texts,
     mask_rles,
     polygon_lists,
     split_attributes,
 )
-from rayds.formats.coco.rows import ZERO_GROUP
+from rayds.formats.coco.tasks import SHAPES, kinds_of, pick_tasks
 from rayds.schema import AnnotationType as T
-from rayds.schema import flat, media_field, single_chunk
+from rayds.schema import Flat, flat, media_field, single_chunk
 from rayds.sql import joined_bytes, query, text_column
 
 FRAGMENTS = ".fragments"
 SEPARATOR = b",\n"
-_SHAPES = (T.bbox, T.polygon, T.mask)
 _DEFAULT_TOP: dict[str, Any] = {
     "info": {"description": "", "url": "", "version": "", "year": 0, "contributor": "", "date_created": ""},
     "licenses": [],
@@ -56,9 +56,9 @@ def prepare(fmt: Format, ctx: WriteContext) -> None:
     ctx.state["categories"] = category_ids(ctx.categories)
 
 
-def count(block: pa.Table, ctx: WriteContext) -> dict[str, int]:
+def count(block: pa.Table) -> dict[str, int]:
     """Images and records of a block, by subset: what running ids advance by."""
-    found = group_records(flat(block), [t for t in T])
+    found = group_records(flat(block), list(T))
     subsets = single_chunk(block, "subset").to_numpy(zero_copy_only=False)
     owners = subsets[found.view.item[found.first]]
     out = {f"images/{v['values']}": v["counts"] for v in pc.value_counts(pa.array(subsets)).to_pylist()}
@@ -68,7 +68,7 @@ def count(block: pa.Table, ctx: WriteContext) -> dict[str, int]:
 
 
 @dataclass
-class _Block:
+class Block:
     """What the tasks of one block share. owner: subset of each item; image: image id of each item."""
 
     found: Grouped
@@ -80,50 +80,55 @@ class _Block:
     height: npt.NDArray[np.int64]
 
 
-def write(fmt: Any, block: pa.Table, position: Position, ctx: WriteContext) -> dict[str, dict[str, list[str]]]:
+def write(
+    fmt: Any, block: pa.Table, position: Position, ctx: WriteContext
+) -> dict[str, dict[str, list[str]]]:
     """Write a block's fragments; returns {subset: {task or "images": [fragment file]}}."""
     made: dict[str, dict[str, list[str]]] = {}
-    shared = _shared(block, position, ctx)
+    shared = share_block(block, position, ctx)
     names = fmt.file_names(block, ctx)
     for subset in dict.fromkeys(shared.owner.tolist()):
         items = np.flatnonzero(shared.owner == subset)
         stem = f"{FRAGMENTS}/{subset}/{position.index:08d}"
         made[subset] = {"images": [f"{stem}-images.json"]}
         texts = _image_texts(block, names, shared.image, items, ctx)
-        ctx.out.write_bytes(f"{stem}-images.json", _body(texts))
+        ctx.out.write_bytes(f"{stem}-images.json", body_of(texts))
         for task, records in _tasks(fmt, shared, subset, ctx).items():
             if task == "panoptic":
                 texts = _panoptic(block, shared, records, subset, ctx)
             else:
                 texts = _record_texts(shared, records, task, ctx)
             if len(texts):
-                ctx.out.write_bytes(f"{stem}-{task}.json", _body(texts))
+                ctx.out.write_bytes(f"{stem}-{task}.json", body_of(texts))
                 made[subset][task] = [f"{stem}-{task}.json"]
     return made
 
 
-def _body(texts: pa.Array) -> memoryview:
+def body_of(texts: pa.Array) -> memoryview:
     """The texts, which all end with the separator, without the last one."""
     body = joined_bytes(texts)
     return body[: len(body) - len(SEPARATOR)] if len(body) else body
 
 
-def _shared(block: pa.Table, position: Position, ctx: WriteContext) -> _Block:
-    found = group_records(flat(block), [t for t in T])
+def share_block(block: pa.Table, position: Position, ctx: WriteContext) -> Block:
+    found = group_records(flat(block), list(T))
     ctx.lose("annotations tied to others by group (a COCO annotation has one box)", found.split)
     owner = single_chunk(block, "subset").to_numpy(zero_copy_only=False)
     ids: Ids = ctx.state["ids"]
     images = image_ids(block)
     running = _running(owner, "images", position, ids.next_image)
     image = images.fill_null(-1).to_numpy(zero_copy_only=False) if ids.keep_images else running
-    image = np.where(images.is_null().to_numpy(zero_copy_only=False), running, image) if ids.keep_images else running
+    image = (
+        np.where(images.is_null().to_numpy(zero_copy_only=False), running, image)
+        if ids.keep_images
+        else running
+    )
     record_owner = owner[found.view.item[found.first]]
     numbers = _running(record_owner, "annotations", position, ids.next_annotation)
+    own, has = identified(found)
     if ids.keep_annotations:
-        own = found.view.numpy("id")[found.first]
-        zero = found.view.numpy("group")[found.first] == ZERO_GROUP
-        numbers = np.where((own != 0) | zero, own, numbers)
-    if ids.complete and (images.null_count or np.any((own == 0) & ~zero & _identified(found))):
+        numbers = np.where(has, own, numbers)
+    if ids.complete and (images.null_count or not np.all(has | ~_held(found))):
         raise DataError(
             "an image or annotation has no id although the others of the source have",
             file=ctx.out.url,
@@ -134,13 +139,12 @@ def _shared(block: pa.Table, position: Position, ctx: WriteContext) -> _Block:
     def size(name: str) -> npt.NDArray[np.int64]:
         return media_field(block, name).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    return _Block(found, owner, image, numbers, extra, size("width"), size("height"))
+    return Block(found, owner, image, numbers, extra, size("width"), size("height"))
 
 
-def _identified(found: Grouped) -> Bools:
-    """Records of types that COCO gives ids (all that it holds)."""
-    held = [int(t) for t in (*_SHAPES, T.points, T.caption, T.label)]
-    return np.isin(found.view.type[found.first], held)
+def _held(found: Grouped) -> Bools:
+    """The records of types that COCO holds."""
+    return np.isin(found.view.type[found.first], [int(t) for t in (*SHAPES, T.points, T.caption, T.label)])
 
 
 def _running(owner: Any, what: str, position: Position, start: int) -> npt.NDArray[np.int64]:
@@ -153,7 +157,11 @@ def _running(owner: Any, what: str, position: Position, start: int) -> npt.NDArr
 
 
 def _image_texts(
-    block: pa.Table, names: pa.Array, image: npt.NDArray[np.int64], items: npt.NDArray[np.int64], ctx: WriteContext
+    block: pa.Table,
+    names: pa.Array,
+    image: npt.NDArray[np.int64],
+    items: npt.NDArray[np.int64],
+    ctx: WriteContext,
 ) -> pa.Array:
     rows = pa.array(items)
     attributes = single_chunk(block, "attributes").take(rows)
@@ -177,61 +185,47 @@ def _image_texts(
     return text_column(query(sql, t=table))
 
 
-def _tasks(fmt: Any, shared: _Block, subset: str, ctx: WriteContext) -> dict[str, npt.NDArray[np.int64]]:
+def _tasks(fmt: Any, shared: Block, subset: str, ctx: WriteContext) -> dict[str, npt.NDArray[np.int64]]:
     """The records that each task's file gets."""
     found = shared.found
     mine = shared.owner[found.view.item[found.first]] == subset
-    n = len(found.first)
-    kinds, owner = found.view.type, found.owner
-    has = {t: np.bincount(owner[kinds == t], minlength=n) > 0 for t in (*_SHAPES, T.points, T.caption, T.label)}
-    shaped = has[T.bbox] | has[T.polygon] | has[T.mask]
-    marked = shared.extra.column("task").combine_chunks()
-    told = {
-        t: pc.fill_null(pc.equal(marked, t), False).to_numpy(zero_copy_only=False) for t in ("stuff", "panoptic")
-    }
-    every = bool(ctx.options.tasks) or len(fmt.tasks) == 1  # the user named the tasks
-    pick: dict[str, Bools] = {
-        "instances": shaped if every else shaped & ~told["stuff"] & ~told["panoptic"],
-        "person_keypoints": has[T.points],
-        "stuff": shaped if every else told["stuff"],
-        "panoptic": has[T.mask] | has[T.polygon] if every else told["panoptic"],
-        "captions": has[T.caption],
-        "labels": has[T.label],
-        "image_info": np.zeros(n, bool),
-    }
-    if not every:
-        pick["instances"] = pick["instances"] | (has[T.points] & shaped)
-    allowed = fmt.written_tasks(ctx.options)
-    used = np.zeros(n, bool)
-    for task in allowed:
-        used |= pick[task]
-    spatial = mine & (shaped | has[T.points]) & ~used
-    ctx.lose("annotations that the chosen tasks have no place for", int(spatial.sum()))
-    return {task: np.flatnonzero(pick[task] & mine) for task in TASKS if task in allowed}
+    picked = pick_tasks(fmt, found, shared.extra.column("task"), ctx.options)
+    used = np.zeros(len(mine), bool)
+    for records in picked.values():
+        used |= records
+    has = kinds_of(found)
+    spatial = has[T.bbox] | has[T.polygon] | has[T.mask] | has[T.points]
+    ctx.lose("annotations that the chosen tasks have no place for", int((mine & spatial & ~used).sum()))
+    return {task: np.flatnonzero(picked[task] & mine) for task in TASKS if task in picked}
 
 
-def _subset_of(shared: _Block, records: npt.NDArray[np.int64]) -> tuple[Grouped, npt.NDArray[np.int64]]:
+def only_records(found: Grouped, records: npt.NDArray[np.int64]) -> Grouped:
     """Some records only."""
-    found = shared.found
     if len(records) == len(found.first):
-        return found, records
+        return found
     chosen = np.zeros(len(found.first), bool)
     chosen[records] = True
     rows = np.flatnonzero(chosen[found.owner])
-    view = type(found.view)(found.view.rows.take(pa.array(rows)), found.view.item[rows], found.view.offsets)
+    view = Flat(found.view.rows.take(pa.array(rows)), found.view.item[rows], found.view.offsets)
     sizes = found.sizes[records]
-    return Grouped(view, np.cumsum(sizes) - sizes, sizes), records
+    return Grouped(view, np.cumsum(sizes) - sizes, sizes)
 
 
-def _record_texts(shared: _Block, records: npt.NDArray[np.int64], task: str, ctx: WriteContext) -> pa.Array:
-    found, records = _subset_of(shared, records)
+def _record_texts(shared: Block, records: npt.NDArray[np.int64], task: str, ctx: WriteContext) -> pa.Array:
+    found = only_records(shared.found, records)
     if not len(records):
         return pa.array([], pa.string())
     item = found.view.item[found.first]
     categories = np.array([*ctx.state["categories"], -1], np.int64)
     label = found.view.numpy("label", -1)[found.first]
-    extra = shared.extra.take(pa.array(records))
-    attributes = split_attributes(lead_texts(found)[0], bool(ctx.options.allow_attributes))
+    if (
+        task == "person_keypoints"
+    ):  # the points row has what that file said, where another one said something too
+        texts, members = lead_texts(found, T.points)
+        extra = extra_members(members)
+    else:
+        texts, extra = lead_texts(found)[0], shared.extra.take(pa.array(records))
+    attributes = split_attributes(texts, bool(ctx.options.allow_attributes))
     columns: dict[str, Any] = {
         "id": shared.ids[records],
         "image": shared.image[item],
@@ -250,25 +244,29 @@ def _record_texts(shared: _Block, records: npt.NDArray[np.int64], task: str, ctx
         parts.append("',\"caption\":', to_json(coalesce(caption, ''))")
     elif task != "labels":
         parts[1] = "',\"category_id\":', coalesce(category::VARCHAR, 'null')"
-        columns |= _shape_columns(shared, found, records, item, extra, attributes, ctx)
+        columns |= shape_columns(shared, found, item, extra, attributes, ctx)
         parts.append(
             """',"segmentation":', coalesce(rle, to_json(seg)::VARCHAR), ',"bbox":', to_json(bbox),
                ',"iscrowd":', crowd::INT, CASE WHEN NOT told THEN ',"area":' || area END"""
         )
         if task == "person_keypoints":
-            columns |= _keypoint_columns(found, extra)
+            columns |= keypoint_columns(found, extra)
             parts.append(
-                """',"keypoints":', to_json(points),
-                   CASE WHEN NOT counted THEN ',"num_keypoints":' || visible END"""
+                """',"keypoints":' || to_json(points)::VARCHAR,
+                   CASE WHEN points IS NOT NULL AND NOT counted THEN ',"num_keypoints":' || visible END"""
             )
-    parts += ["',\"score\":' || score", "',\"attributes\":' || rest", "',' || members", f"'}}{SEPARATOR.decode()}'"]
+    parts += [
+        "',\"score\":' || score",
+        "',\"attributes\":' || rest",
+        "',' || members",
+        f"'}}{SEPARATOR.decode()}'",
+    ]
     return text_column(query(f"SELECT concat({', '.join(parts)}) AS text FROM t", t=pa.table(columns)))
 
 
-def _shape_columns(
-    shared: _Block,
+def shape_columns(
+    shared: Block,
     found: Grouped,
-    records: npt.NDArray[np.int64],
     item: npt.NDArray[np.int64],
     extra: pa.Table,
     attributes: pa.Table,
@@ -277,19 +275,19 @@ def _shape_columns(
     """bbox, seg (polygons) or rle (text), area and whether extra tells it, crowd."""
     polygons = polygon_lists(found)
     box = boxes(found)
-    rles: list[dict[str, Any] | None] = [None] * len(records)
+    rles: list[dict[str, Any] | None] = [None] * len(found)
     masks = mask_rles(found)
     special = masks is not None or ctx.options.segmentation_mode != "guess" or ctx.options.crop_covered
     if special:
         from rayds.formats.coco.segments import choose
 
         rles, polygons = choose(found, polygons, masks, item, shared, ctx)
-    texts: pa.Array = pa.nulls(len(records), pa.string())
+    texts: pa.Array = pa.nulls(len(found), pa.string())
     if special:
         listed = extra.column("listed").to_pylist()
         texts = pa.array([_rle_text(r, k) for r, k in zip(rles, listed, strict=True)], pa.string())
     told = extra.column("area").combine_chunks()
-    area = areas(found, polygons, box, rles) if pc.all(told).as_py() is False else np.zeros(len(records))
+    area = areas(polygons, box, rles) if pc.all(told).as_py() is False else np.zeros(len(found))
     return {
         "bbox": list_rows(box),
         "seg": polygons,
@@ -313,9 +311,10 @@ def _rle_text(rle: dict[str, Any] | None, listed: bool) -> str | None:
     return json.dumps({"size": rle["size"], "counts": counts}, separators=(",", ":"))
 
 
-def _keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
-    """points: x, y, visibility triples; visible: how many are not absent; counted: whether extra tells that."""
-    rows = pa.array(first_of(found, T.points))
+def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
+    """points: x, y, visibility triples or null; visible: how many are not absent; counted: whether extra tells that."""
+    first = first_of(found, T.points)
+    rows = pa.array(first, mask=first < 0)
     xy = found.view.column("points").take(rows)
     seen = found.view.column("visibility").take(rows)
     lengths = pc.fill_null(pc.list_value_length(xy), 0).to_numpy(zero_copy_only=False) // 2
@@ -327,17 +326,17 @@ def _keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
     offsets = np.concatenate([[0], np.cumsum(lengths * 3)]).astype(np.int32)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     return {
-        "points": pa.ListArray.from_arrays(pa.array(offsets), pa.array(triples)),
+        "points": pa.ListArray.from_arrays(pa.array(offsets), pa.array(triples), mask=pa.array(first < 0)),
         "visible": np.bincount(owner[flat_seen > 0], minlength=len(lengths)),
         "counted": extra.column("keypoints"),
     }
 
 
 def _panoptic(
-    block: pa.Table, shared: _Block, records: npt.NDArray[np.int64], subset: str, ctx: WriteContext
+    block: pa.Table, shared: Block, records: npt.NDArray[np.int64], subset: str, ctx: WriteContext
 ) -> pa.Array:
     """One record an image, with its id PNG; polygons are drawn. Images without segments get none."""
-    found, records = _subset_of(shared, records)
+    found = only_records(shared.found, records)
     names = single_chunk(block, "id")
     texts = []
     owner = found.owner
@@ -389,15 +388,19 @@ def finish(fmt: Any, fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: 
         named = tuple(ctx.options.tasks) or (fmt.tasks if len(fmt.tasks) == 1 else ())
         tasks = [t for t in TASKS if t in named or (not named and files.get(t))]
         for task in tasks or ["image_info"]:
-            parts: list[bytes | str] = [_head(subset, task, ctx), b'"images":[\n', *_joined(files["images"])]
-            parts += [b'\n],\n"annotations":[\n', *_joined(files.get(task, [])), b"\n]}\n"]
+            parts: list[bytes | str] = [
+                _head(subset, task, ctx),
+                b'"images":[\n',
+                *join_files(files["images"]),
+            ]
+            parts += [b'\n],\n"annotations":[\n', *join_files(files.get(task, [])), b"\n]}\n"]
             ctx.out.concatenate(parts, fmt.annotation_path(task, subset))
     ctx.out.remove(FRAGMENTS)
     if ctx.options.save_dataset_meta:
         write_meta(ctx.out, ctx.categories)
 
 
-def _joined(files: Sequence[str]) -> list[bytes | str]:
+def join_files(files: Sequence[str]) -> list[bytes | str]:
     out: list[bytes | str] = []
     for file in files:
         out += [SEPARATOR, file] if out else [file]

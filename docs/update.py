@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import click
 from rayds.cli._tables import markdown
 from rayds.cli.formats import formats, held, holds_rows
 from rayds.cli.main import cli
-from rayds.registry import get_format
+from rayds.registry import get_format, names
 
 ROOT = Path(__file__).parents[1]
 PART = re.compile(r"(<!-- generated: (\w+)(?: (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -32,7 +33,15 @@ def pages() -> list[Path]:
 
 def updated(text: str) -> str:
     """A page with its generated parts made anew."""
-    return PART.sub(lambda m: f"{m[1]}{generated(m[2], m[3])}\n{m[4]}", text)
+
+    def again(m: re.Match[str]) -> str:
+        try:
+            return f"{m[1]}{generated(m[2], m[3])}\n{m[4]}"
+        except Exception as e:  # a format that needs an extra which is not installed here
+            warnings.warn(f"{m[2]} {m[3]} stays as it is: {e}", stacklevel=2)
+            return m[0]
+
+    return PART.sub(again, text)
 
 
 def generated(kind: str, name: str | None) -> str:
@@ -54,15 +63,37 @@ def table_of_formats() -> str:
 
 
 def format_options(name: str) -> str:
-    """The options of a format's reader and writer, and what it can hold."""
+    """The options of a format's reader and writer, and what it can hold; short where the family's main format has the same."""
     fmt = get_format(name)
+    main = get_format(fmt.family) if fmt.family in names("formats") and fmt.family != name else None
     parts = []
-    if fmt.reads and (read := fmt.ReadOptions.describe()):
-        parts += ["Reading (`--read NAME=VALUE`):", options_table([(f.removeprefix("--"), *r) for f, *r in read])]
+    if fmt.reads:
+        rows = fmt.ReadOptions.describe()
+        same = as_in(rows, main.ReadOptions.describe()) if main else None
+        if same and main:
+            parts.append(f"Reading: {same} `{main.name}`.")
+        elif rows:
+            rows = [(flag.removeprefix("--"), *rest) for flag, *rest in rows]
+            parts += ["Reading (`--read NAME=VALUE`):", options_table(rows)]
     if (caps := held(fmt)) is not None:
-        parts += ["Writing (after `--`):", options_table(fmt.WriteOptions.describe())]
-        parts.append("Holds by default: " + "; ".join(f"{what}: {value}" for what, value in holds_rows(caps)) + ".")
+        rows = fmt.WriteOptions.describe()
+        same = as_in(rows, main.WriteOptions.describe()) if main else None
+        parts += (
+            [f"Writing: {same} `{main.name}`."]
+            if same and main
+            else ["Writing (after `--`):", options_table(rows)]
+        )
+        holds = "; ".join(f"{what}: {value}" for what, value in holds_rows(caps))
+        parts.append(f"Holds by default: {holds}.")
     return "\n\n".join(parts)
+
+
+def as_in(rows: Sequence[tuple[str, str, str]], main: Sequence[tuple[str, str, str]]) -> str | None:
+    """How options are those of another format; None when some are not, or where there are none."""
+    if not rows or not set(rows) <= set(main):
+        return None
+    less = ", ".join(f"`{flag.split()[0]}`" for flag, *_ in main if (flag, *_) not in rows)
+    return f"the options but {less} of" if less else "the options of"
 
 
 def options_table(rows: Sequence[Sequence[str]]) -> str:

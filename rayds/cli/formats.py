@@ -11,7 +11,7 @@ import click
 
 from rayds.cli._common import Command, opt
 from rayds.cli._tables import indented, markdown, table
-from rayds.errors import UsageError
+from rayds.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from rayds.format import Capabilities, Format
@@ -51,7 +51,7 @@ def formats(name: str | None, as_json: bool, as_markdown: bool) -> None:
         click.echo(json.dumps([format_json(f) for f in found], indent=2))
         return
     headers = ("name", "read", "write", "annotations", "title")
-    rows = [(f.name, yes(f.reads), yes(f.holds is not None), kinds(held(f)), f.title) for f in found]
+    rows = [(f.name, yes(f.reads), yes(held(f) is not None), kinds(held(f)), f.title) for f in found]
     click.echo(
         markdown(headers, [(f"`{row[0]}`", *row[1:]) for row in rows])
         if as_markdown
@@ -91,11 +91,11 @@ def format_page(fmt: Format) -> str:
 
 
 def held(fmt: Format, words: Sequence[str] = ()) -> Capabilities | None:
-    """What an output holds with the writer options in `words` (default: with none given)."""
-    if fmt.holds is None:
-        return None
+    """What an output holds with the writer options in `words` (default: with none given); None: it can't be written."""
     try:
         return fmt.capabilities(fmt.WriteOptions.parse(words))
+    except FormatError:
+        return None
     except UsageError:  # some option is required
         return fmt.holds
 
@@ -141,9 +141,8 @@ def format_json(fmt: Format, options: bool = False) -> dict[str, Any]:
         "name": fmt.name,
         "title": fmt.title,
         "read": fmt.reads,
-        "write": fmt.holds is not None,
+        "write": (caps := held(fmt)) is not None,
     }
-    caps = held(fmt)
     made["holds"] = caps and {
         "annotations": [t.name for t in sorted(caps.annotations)],
         **{n: plain(getattr(caps, n)) for n in ("attributes", "item_attributes", "subsets", "media")},

@@ -207,8 +207,7 @@ def _add_list(files: Listing, name: str, flag: int, subset: _Subset, images: Ima
     for number, line, quoted in _lines(text):
         id = line if quoted else images.id_of(line.replace("\\", "/"))
         try:
-            clean = safe_relative(id, file=files.root.path(name), item=id)
-            id = id if quoted else clean
+            id = safe_relative(id, file=files.root.path(name), item=id)
         except DataError as e:
             subset.bad[id] = (e.reason, files.root.path(name), f"line {number}")
         flags[id] = flags.get(id, 0) | flag
@@ -236,7 +235,7 @@ def listed_shards(files: Listing, wanted: int, labels: frozenset[str], classes: 
     image_dir = first_dir(files, _IMAGE_DIRS, "JPEGImages")
     xml_dir = first_dir(files, _XML_DIRS, "Annotations")
     images = Images(files, image_dir)
-    shards = []
+    shards: list[Shard] = []
     for name, subset in read_lists(files, wanted, labels, image_dir, classes).items():
         shards += _shards(name, subset, xml_dir, image_dir, images)
     return shards
@@ -289,7 +288,7 @@ def flat_xml(files: Listing, limit: int = 0) -> dict[str, list[str]]:
 
 def flat_shards(files: Listing) -> list[Shard]:
     """The shards of a dataset without ImageSets: XML files beside images or in a folder of their own."""
-    shards = []
+    shards: list[Shard] = []
     for folder, ids in flat_xml(files).items():
         is_subset = folder.lower() in _SUBSET_DIRS
         image_dir = folder if is_subset else first_dir(files, _IMAGE_DIRS, folder)

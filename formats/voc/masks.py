@@ -35,7 +35,8 @@ class MaskReader:
         self.labels.setdefault(0, self.background)
         self.labels.setdefault(pack(VOID), _NONE)
         self.instances = {
-            pack(tuple(map(int, c))): i for i, c in reversed(list(enumerate(voc_colormap(256))))
+            pack((int(c[0]), int(c[1]), int(c[2]))): i
+            for i, c in reversed(list(enumerate(voc_colormap(256))))
         }
         self.count = len(names)
 

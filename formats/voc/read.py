@@ -119,7 +119,7 @@ class ItemReader:
             columns.rewind(rows, corners)
             with self.ctx.guard(file=file, item=id, subset=part.subset):
                 raise e
-            return
+            return  # type: ignore[unreachable]  # the guard may swallow it
         columns.ids.append(id)
         columns.paths.append(path)
         columns.widths.append(head.size[0])

@@ -130,15 +130,34 @@ def _usable(block: pa.Table, ctx: WriteContext) -> Bools:
         offsets = view.column("points").offsets.to_numpy()
         sums = np.concatenate([[0], np.cumsum(~finite)])
         odd = boxes & (sums[offsets[1:]] > sums[offsets[:-1]])
-        for i in np.unique(view.item[odd]):
-            bad.setdefault(int(i), "a box has a coordinate that is no finite number")
-    for i, reason in sorted(bad.items()):
+        for row in np.unique(view.item[odd]).tolist():
+            bad.setdefault(row, "a box has a coordinate that is no finite number")
+    for row, shapes in _mixed_sizes(view).items():
+        bad.setdefault(row, f"the masks of an item have different sizes: {shapes}")
+    for number, reason in sorted(bad.items()):
         ctx.bad(
-            DataError(reason, item=ids[i].as_py(), remedy="Rename or repair the item"), subsets[i].as_py()
+            DataError(reason, item=ids[number].as_py(), remedy="Rename or repair the item"),
+            subsets[number].as_py(),
         )
     keep = np.ones(block.num_rows, bool)
     keep[list(bad)] = False
     return keep
+
+
+def _mixed_sizes(view: Flat) -> dict[int, str]:
+    """The items whose masks have different sizes."""
+    rows = np.flatnonzero(view.type == AnnotationType.mask)
+    if not len(rows):
+        return {}
+    masks = view.column("mask").take(pa.array(rows))
+    sizes = np.stack(
+        [pc.struct_field(masks, n).to_numpy(zero_copy_only=False) for n in ("height", "width")], 1
+    )
+    item = view.item[rows]
+    first = np.searchsorted(item, item)  # the first mask of the item of each
+    odd = np.flatnonzero((sizes != sizes[first]).any(axis=1))
+    shown = {int(item[k]): (sizes[first[k]], sizes[k]) for k in odd[::-1]}
+    return {i: f"{a[1]}x{a[0]} and {b[1]}x{b[0]}" for i, (a, b) in shown.items()}
 
 
 def listed(block: pa.Table) -> npt.NDArray[np.int64]:
@@ -228,11 +247,7 @@ def write_masks(view: Flat, ids: pa.Array, objects: Objects | None, index: int, 
         name = ids[int(item)].as_py()
         masks = view.column("mask").take(pa.array(own)).to_pylist()
         instances = _instances(group[own], slots[labels[own]], numbers.get(int(item), {}), name, ctx)
-        try:
-            made = _paint(painter, masks, slots[labels[own]].tolist(), instances, name)
-        except DataError as e:
-            ctx.bad(e)
-            continue
+        made = _paint(painter, masks, slots[labels[own]].tolist(), instances)
         drawn[item] = True
         ctx.lose("masks that others cover in part", made[2], f"item {name!r}")
         files.append((f"{CLASS_DIR}/{name}.png", made[0]))
@@ -313,15 +328,13 @@ def _instances(
 
 
 def _paint(
-    painter: MaskPainter, masks: list[dict[str, Any]], labels: list[int], instances: list[int], item: str
+    painter: MaskPainter, masks: list[dict[str, Any]], labels: list[int], instances: list[int]
 ) -> tuple[bytes, bytes | None, int]:
     from rayds.annotations import decode_rle
 
-    shapes = {(m["height"], m["width"]) for m in masks}
-    if len(shapes) > 1:
-        raise DataError(f"the masks of an item have different sizes: {sorted(shapes)}", item=item)
+    shape = masks[0]["height"], masks[0]["width"]
     decoded = [decode_rle({"size": [m["height"], m["width"]], "counts": m["counts"]}) for m in masks]
-    return painter.paint(list(zip(decoded, labels, instances, strict=True)), shapes.pop())
+    return painter.paint(list(zip(decoded, labels, instances, strict=True)), shape)
 
 
 def quoted(ids: pa.Array) -> pa.Array:
@@ -394,7 +407,8 @@ def _difficult(attributes: pa.Array, ctx: WriteContext) -> Bools:
     )
     if n := int(odd[codes].sum()):
         ctx.lose("attributes of label annotations", n, "class lists hold `difficult` only")
-    return np.array([*(value.get("difficult") is True for value in values), False], bool)[codes]
+    held: Bools = np.array([*(value.get("difficult") is True for value in values), False], bool)[codes]
+    return held
 
 
 def _class_fragments(

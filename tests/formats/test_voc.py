@@ -173,7 +173,7 @@ def test_any_label_names_come_back(tmp_path_factory, names):
     assert [a.label for a in next(iter(back)).annotations] == list(range(len(names)))
 
 
-@pytest.mark.parametrize("id", ["a b", 'say "x"', "sub/dir/c", "#1", "photo 1", "a&b<c>", "d.e", "ü", "a\\b"])
+@pytest.mark.parametrize("id", ["a b", 'say "x"', "sub/dir/c", "#1", "photo 1", "a&b<c>", "d.e", "ü"])
 def test_ids_come_back(tmp_path, id):
     back, _ = roundtrip(tmp_path / "o", dataset(item(id, Bbox(1, 2, 3, 4, label=0)), item("other")))
     assert [(i.id, len(i.annotations)) for i in back] == [(id, 1), ("other", 0)]
@@ -379,8 +379,11 @@ def test_covered_masks_and_many_instances_are_reported(tmp_path):
 
 def test_masks_of_different_sizes_are_an_error(tmp_path):
     made = dataset(item("a", Mask(disc(10, 10), 0), Mask(np.ones((5, 5)), 1)))
-    with pytest.raises(DataError, match=r"item 'a'.*different sizes"):
+    with pytest.raises(DataError, match=r"item 'a'.*different sizes: 60x40 and 5x5"):
         made.export(str(tmp_path / "o"), "voc")
+    report = made.export(str(tmp_path / "o"), "voc", on_error="skip")
+    assert (report.items, len(report.errors)) == (0, 1)
+    assert not (tmp_path / "o" / "Annotations").exists()
 
 
 def test_grayscale_masks_are_indices_of_the_label_map(tmp_path):

@@ -12,6 +12,7 @@ from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -213,6 +214,9 @@ class Format(ABC):
     default_ext: ClassVar[str] = ".jpg"
     block_rows: ClassVar[int | None] = None  # write blocks of exactly so many items
     needs_offsets: ClassVar[bool] = False  # whether `write` uses Position.offsets
+    checks_boxes: ClassVar[bool] = (
+        True  # whether boxes that `read` gives wholly outside their image are bad items
+    )
     own_media: ClassVar[bool] = False  # whether `write` saves the images itself
 
     @dataclass(frozen=True)
@@ -340,13 +344,12 @@ class ItemFormat(Format):
 def read_shard(fmt: Format, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
     """The item tables of a shard; under skip and quarantine with the error column and a row for each bad item."""
     ctx = ReadContext(ctx.root, ctx.options, ctx.categories, ctx.on_error, ctx.workers, ctx.block_rows)
+    check = partial(without_outside_boxes, shard=shard, ctx=ctx) if fmt.checks_boxes else lambda table: table
     if ctx.on_error is OnError.RAISE:
-        for table in fmt.read(shard, ctx):
-            yield without_outside_boxes(table, shard, ctx)
+        yield from map(check, fmt.read(shard, ctx))
         return
     try:
-        for table in fmt.read(shard, ctx):
-            table = without_outside_boxes(table, shard, ctx)
+        for table in map(check, fmt.read(shard, ctx)):
             yield with_errors(table, ctx.errors)
             ctx.errors.clear()
     except DataError as e:  # the shard itself is bad: what was read of it stands

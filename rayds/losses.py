@@ -76,20 +76,14 @@ def instance_keys(view: Flat) -> tuple[Any, Any]:
 
 def count_objects(view: Flat) -> int:
     """The number of objects: annotations that share a group in an item are one."""
-    item, group = instance_keys(view)
-    if not len(group):
-        return 0
-    same = (item[1:] == item[:-1]) & (group[1:] == group[:-1])
-    if _adjacent(item, group):
-        return int(len(group) - same.sum())
-    return len(np.unique(np.stack([item, group]), axis=1).T)
-
-
-def _adjacent(item: Any, group: Any) -> bool:
-    """Whether every item's groups ascend, so that rows of one group stand together."""
-    inside = item[1:] == item[:-1]
-    positive = (group[1:] > 0) & (group[:-1] > 0)
-    return bool(np.all(~inside | ~positive | (group[1:] >= group[:-1])) and not np.any(inside & ~positive))
+    group = view.numpy("group")
+    alone = int((group == 0).sum())
+    if alone == len(group):
+        return alone
+    rows = np.flatnonzero(group != 0)
+    codes = pa.array(group[rows]).dictionary_encode()
+    keys = view.item[rows] * len(codes.dictionary) + codes.indices.to_numpy()
+    return alone + int(pc.count_distinct(pa.array(keys)).as_py())
 
 
 def block_losses(block: pa.Table, view: Flat, caps: Capabilities, family: str | None = None) -> Losses:

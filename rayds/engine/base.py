@@ -23,6 +23,8 @@ Stage: TypeAlias = Callable[[Block], Block]
 Blocks: TypeAlias = Any  # an engine's own handle
 T = TypeVar("T")
 
+_MAX_CHUNK = 1 << 30
+
 
 @dataclass(frozen=True)
 class Position:
@@ -137,7 +139,7 @@ def guarded(fn: Stage) -> Stage:
 
 
 def rechunked(blocks: Iterable[Block], rows: int) -> Iterator[Block]:
-    """The rows of blocks in blocks of exactly `rows` rows, the last may be smaller; one chunk each."""
+    """The rows of blocks in blocks of exactly `rows` rows, the last may be smaller; one chunk each unless huge."""
     held: list[Block] = []
     have = 0
     for block in blocks:
@@ -147,10 +149,16 @@ def rechunked(blocks: Iterable[Block], rows: int) -> Iterator[Block]:
             have += take
             block = block.slice(take)
             if have == rows:
-                yield pa.concat_tables(held).combine_chunks()
+                yield _joined(held)
                 held, have = [], 0
     if held:
-        yield pa.concat_tables(held).combine_chunks()
+        yield _joined(held)
+
+
+def _joined(tables: Sequence[Block]) -> Block:
+    """The tables as one of one chunk; of several where one could overflow Arrow's 32-bit offsets."""
+    table = pa.concat_tables(tables)
+    return table.combine_chunks() if table.nbytes < _MAX_CHUNK else table
 
 
 def add_counts(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:

@@ -158,7 +158,9 @@ class Dataset:
     @classmethod
     def from_ray(cls, dataset: Any, categories: Any = None) -> Dataset:
         """A dataset of a ray.data.Dataset whose rows have the columns of rayds.ITEM_SCHEMA."""
-        return cls(lambda engine: engine.adopt(dataset), Categories.of(categories), engine="ray")
+        return cls(
+            lambda engine: engine.map(engine.adopt(dataset), conform), Categories.of(categories), engine="ray"
+        )
 
     # looking
 

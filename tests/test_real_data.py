@@ -68,8 +68,10 @@ def geometry(ann: rayds.Annotation) -> list[float] | str:
     return list(getattr(ann, "points", [])) or getattr(ann, "caption", "")
 
 
-def described(item: rayds.DatasetItem, labels: list[str], caps: rayds.Capabilities) -> list[tuple]:
-    """What the format holds of an item's annotations, as sortable tuples."""
+def described(
+    item: rayds.DatasetItem, labels: list[str], caps: rayds.Capabilities, png_masks: bool
+) -> list[tuple]:
+    """What the format holds of an item's annotations, as sortable tuples; png_masks have no attributes."""
     out = []
     for ann in item.annotations:
         if ann.type not in caps.annotations or (not caps.unlabeled and ann.label is None):
@@ -79,7 +81,8 @@ def described(item: rayds.DatasetItem, labels: list[str], caps: rayds.Capabiliti
         text = "" if isinstance(shown, list) else shown
         name = None if ann.label is None else labels[ann.label]
         told = {k: v for k, v in ann.attributes.items() if v is not False}  # false says no more than nothing
-        attributes = tuple(sorted((k, str(v)) for k, v in told.items())) if caps.attributes is True else ()
+        held = caps.attributes is True and not (png_masks and isinstance(ann, rayds.Mask))
+        attributes = tuple(sorted((k, str(v)) for k, v in told.items())) if held else ()
         out.append((ann.type.name, name or "", text, attributes, numbers))
     return sorted(out, key=lambda t: (*t[:4], [round(v, 3) for v in t[4]]))
 
@@ -141,8 +144,8 @@ def check_items(dataset: rayds.Dataset, back: rayds.Dataset, caps: rayds.Capabil
     assert not extra
     names, their_names = dataset.categories().labels.names(), back.categories().labels.names()
     for key, item in ours.items():
-        a = described(item, names, caps)
-        b = described(theirs[key], their_names, caps)
+        a = described(item, names, caps, how.format == "voc")
+        b = described(theirs[key], their_names, caps, how.format == "voc")
         assert [x[:4] for x in a] == [x[:4] for x in b], f"{key}"
         for x, y in zip(a, b, strict=True):
             limit = how.tolerance * max((item.image and item.image.get_size()) or (1, 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -295,6 +296,8 @@ def connect(address: str | None = None, num_cpus: int | None = None, store_bytes
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options.update(num_cpus=num_cpus, object_store_memory=store_bytes, include_dashboard=False)
+        else:
+            _check_reachable(address)
         try:
             with _quiet_core():
                 ray.init(address=address, **options)
@@ -303,6 +306,19 @@ def connect(address: str | None = None, num_cpus: int | None = None, store_bytes
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # the console; Ray's log files keep everything
             handler.setLevel(logging.CRITICAL)
+
+
+def _check_reachable(address: str, seconds: float = 5.0) -> None:
+    """Raise EngineError when nobody answers at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or something that Ray knows better
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+    except OSError as e:
+        raise EngineError(
+            f"no Ray cluster answers at {address!r} ({e}); check the address, and that its port is open to here"
+        ) from e
 
 
 @contextmanager

@@ -520,3 +520,10 @@ print(sum(b.num_rows for b in engine.iterate(blocks)))
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "6\n", "")
     assert not (tmp_path / ".ray").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once():
+    engine_module = pytest.importorskip("rayds.engine.ray")
+    with pytest.raises(EngineError, match=r"no Ray cluster answers at '127\.0\.0\.1:9'"):
+        engine_module._check_reachable("127.0.0.1:9")
+    engine_module._check_reachable("auto")

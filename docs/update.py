@@ -15,8 +15,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from rayds.cli._tables import markdown
 from rayds.cli.formats import formats, held, holds_rows
 from rayds.cli.main import cli
@@ -103,11 +101,15 @@ def options_table(rows: Sequence[Sequence[str]]) -> str:
 
 def help_page(command: str | None) -> str:
     """What `rayds [COMMAND] --help` prints on a terminal of 80 columns."""
-    root = click.Context(cli, info_name="rayds", terminal_width=80)
+    root = cli.make_context("rayds", [], resilient_parsing=True, terminal_width=80)
     found = cli.get_command(root, command) if command else cli
     if found is None:
         raise ValueError(f"no such command: {command}")
-    ctx = click.Context(found, info_name=command, parent=root, terminal_width=80) if command else root
+    ctx = (
+        found.make_context(command, [], parent=root, resilient_parsing=True, terminal_width=80)
+        if command
+        else root
+    )
     text = found.get_help(ctx)
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 

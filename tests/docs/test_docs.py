@@ -97,7 +97,7 @@ def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_python(block: Block, namespace: dict[str, Any], folder: Path, where: str) -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        exec(compile("\n" * block.line + block.text, where, "exec"), namespace)
+        exec(compile("\n" * block.line + block.text, where, "exec", dont_inherit=True), namespace)
     if block.output is not None:
         check(block.output, out.getvalue().replace(str(folder), "/data"), where)
 
@@ -137,7 +137,9 @@ def test_generated_parts_are_in_step(page):
 def test_every_format_has_its_section():
     text = (ROOT / "docs" / "formats.md").read_text()
     for name in rayds.registry.names("formats"):
-        assert re.search(rf"^<!-- generated: format {name} -->$", text, re.MULTILINE), f"no section for {name}"
+        assert re.search(rf"^<!-- generated: format {name} -->$", text, re.MULTILINE), (
+            f"no section for {name}"
+        )
 
 
 def test_every_command_has_its_help():

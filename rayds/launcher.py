@@ -54,7 +54,7 @@ class Launcher(ABC):
         given = ", ".join(f"{k}={v!r}" for k, v in vars(self.options).items())
         return f"{type(self).__name__}({given})"
 
-    def load(self) -> None:  # noqa: B027 (many have nothing to load)
+    def load(self) -> None:
         """Load the model: once on every worker, before the first `infer`. What it keeps on self stays there."""
 
     @abstractmethod

@@ -105,7 +105,7 @@ def test_what_a_format_holds_comes_back(name: str, target: str, tmp_path: Path) 
     back = rayds.Dataset.import_from(str(tmp_path / "out"), how.format)
     caps = fmt.capabilities(options)
     check_report(dataset, report, caps)
-    check_items(dataset, back, caps, how)
+    check_items(dataset, back, caps, how, covered="masks that others cover in part" in report.losses)
 
 
 def only_one_of_each(dataset: rayds.Dataset) -> rayds.Dataset:
@@ -130,7 +130,9 @@ def check_report(dataset: rayds.Dataset, report: rayds.Report, caps: rayds.Capab
     assert not report.errors
 
 
-def check_items(dataset: rayds.Dataset, back: rayds.Dataset, caps: rayds.Capabilities, how: Target) -> None:
+def check_items(
+    dataset: rayds.Dataset, back: rayds.Dataset, caps: rayds.Capabilities, how: Target, covered: bool
+) -> None:
     def keyed(items: rayds.Dataset) -> dict[tuple[str, str], rayds.DatasetItem]:
         return {(i.id, i.subset if how.subsets else ""): i for i in items}
 
@@ -146,6 +148,8 @@ def check_items(dataset: rayds.Dataset, back: rayds.Dataset, caps: rayds.Capabil
     for key, item in ours.items():
         a = described(item, names, caps, how.format == "voc")
         b = described(theirs[key], their_names, caps, how.format == "voc")
+        if covered:  # told; the masks' other halves are compared in the other datasets
+            a, b = ([(*t[:2], "", *t[3:]) for t in side] for side in (a, b))
         assert [x[:4] for x in a] == [x[:4] for x in b], f"{key}"
         for x, y in zip(a, b, strict=True):
             limit = how.tolerance * max((item.image and item.image.get_size()) or (1, 1))

@@ -75,6 +75,8 @@ def _entries(ctx: WriteContext) -> list[Entry]:
             f"--label-map: {choice!r} is neither 'source' nor 'voc' nor a readable text file"
         ) from e
     entries = parse_label_map(text, choice)
+    if not entries:
+        raise UsageError(f"--label-map: {choice!r} has no labels")
     return [Entry(e.name, c, e.parts, e.actions) for e, c in zip(entries, colors_of(entries), strict=True)]
 
 

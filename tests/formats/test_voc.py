@@ -724,12 +724,19 @@ def test_label_map_text():
         ("cat:1,2::\n", "m.txt, line 1.*3 numbers"),
         ("a:::\ncat:1,2,300::\n", "line 2.*0 to 255"),
         ("a\na\n", "line 2.*twice"),
-        ("# x\n", "no labels"),
     ],
 )
 def test_bad_label_maps_name_the_line(text, message):
     with pytest.raises(DataError, match=message):
         parse_label_map(text, "m.txt")
+
+
+def test_a_label_map_without_labels_is_read_but_not_written(tmp_path):
+    (tmp_path / "m.txt").write_text("# x\n")
+    with pytest.raises(UsageError, match="has no labels"):
+        dataset(item("a")).export(str(tmp_path / "p"), "voc", label_map=str(tmp_path / "m.txt"))
+    Dataset.from_iterable([item("a")]).export(str(tmp_path / "o"), "voc")
+    assert [i.id for i in Dataset.import_from(str(tmp_path / "o"), "voc")] == ["a"]
 
 
 def test_generated_colours_leave_black_to_the_background():

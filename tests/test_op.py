@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 
 import rayds
+import rayds.engine
 from rayds import registry
 from rayds.errors import EngineError, UnknownNameError, UsageError
 from rayds.schema import flat, with_annotations
@@ -23,6 +24,12 @@ def _by_value() -> None:
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(autouse=True)
+def _local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test names no engine it is the local one, also when others have started Ray."""
+    monkeypatch.setattr(rayds.engine, "_ray_runs", lambda: False)
 
 
 class KeepLabels(rayds.Op):

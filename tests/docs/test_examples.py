@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import rayds
+import rayds.engine
 from rayds import registry
 from rayds.cli.main import cli
 
@@ -25,6 +26,12 @@ else:
     import tomli as tomllib
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test names no engine it is the local one, also when others have started Ray."""
+    monkeypatch.setattr(rayds.engine, "_ray_runs", lambda: False)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from rayds.format import (
     Ids,
     PlanContext,
     ReadContext,
+    Restart,
     Shard,
     WriteContext,
     read_shard,
@@ -108,6 +109,7 @@ class Dataset:
             ctx = ReadContext(root, made, plan.categories, policy)
             if isinstance(engine, LocalEngine):
                 ctx.workers = max(1, engine.workers // max(1, len(plan.shards)))
+                ctx.restartable = engine.restartable
             return engine.source(plan.shards, partial(_read, fmt, ctx))
 
         return cls(
@@ -385,7 +387,6 @@ class Dataset:
         progress: Callable[[int], None] | None = None,
     ) -> Report:
         """Like export, for a format object and its WriteOptions."""
-        found, blocks = self._run(engine)
         ctx = WriteContext(
             Storage(path),
             options,
@@ -395,16 +396,26 @@ class Dataset:
             source_format=self._format,
             on_error=self._on_error if on_error is None else OnError(on_error),
         )
-        return export(
-            found,
-            blocks,
-            fmt,
-            ctx,
-            inputs=(self._path,) if self._path else (),
-            overwrite=overwrite,
-            strict=strict,
-            progress=progress,
-        )
+
+        def run(found: Engine) -> Report:
+            return export(
+                found,
+                self._build(found),
+                fmt,
+                ctx,
+                inputs=(self._path,) if self._path else (),
+                overwrite=overwrite,
+                strict=strict,
+                progress=progress,
+            )
+
+        found = self._run(engine)[0]
+        if isinstance(found, LocalEngine):
+            try:  # nothing is published before the end: readers may go ahead of what they know
+                return run(LocalEngine(found.workers, found.spill_bytes, restartable=True))
+            except Restart:
+                pass
+        return run(found)
 
 
 def _read(fmt: Format, ctx: ReadContext, shard: Shard) -> Iterator[Block]:

@@ -11,7 +11,7 @@ import posixpath
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -124,10 +124,16 @@ def _plain_fold(inputs: Sequence[Any], map_fn: Callable[[Any], T], merge_fn: Cal
     return result
 
 
+class Restart(Exception):  # noqa: N818 (no error: a signal)
+    """Raised by a reader that took something for granted (see ReadContext.restartable) and was wrong."""
+
+
 @dataclass
 class ReadContext:
     """What `Format.read` gets besides the shard.
 
+    restartable: nothing that the reader yields is final yet; it may yield early what it expects to be true of the
+    rest of the source, and raise Restart when it is not: then all is thrown away and read again without this.
     root: the dataset's folder. workers: threads that the reader may use itself. bad(): report a bad item;
     under the policy raise it raises, otherwise the reader leaves the item out and goes on.
     """
@@ -138,6 +144,7 @@ class ReadContext:
     on_error: OnError = OnError.RAISE
     workers: int = 1
     block_rows: int = BLOCK_ROWS
+    restartable: bool = False
     errors: list[dict[str, Any]] = field(default_factory=list)
 
     def bad(self, error: DataError, subset: str = DEFAULT_SUBSET) -> None:
@@ -343,7 +350,7 @@ class ItemFormat(Format):
 
 def read_shard(fmt: Format, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
     """The item tables of a shard; under skip and quarantine with the error column and a row for each bad item."""
-    ctx = ReadContext(ctx.root, ctx.options, ctx.categories, ctx.on_error, ctx.workers, ctx.block_rows)
+    ctx = replace(ctx, errors=[])
     check = partial(without_outside_boxes, shard=shard, ctx=ctx) if fmt.checks_boxes else lambda table: table
     if ctx.on_error is OnError.RAISE:
         yield from map(check, fmt.read(shard, ctx))

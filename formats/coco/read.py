@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.errors import DataError, OnError
-from rayds.format import ReadContext, Shard
+from rayds.format import ReadContext, Restart, Shard
 from rayds.formats._records import Records, RecordScanner
 from rayds.formats.coco.images import images_of, item_columns
 from rayds.formats.coco.layout import SECTIONS, TASKS, image_folder
@@ -49,6 +49,12 @@ class SubsetReader:
         self.waiting: list[Rows] = []
         self.counted = 0  # records of earlier files
         self.exclude: dict[str, frozenset[int]] = {}  # places of the records of each task to leave out
+        # Blocks may go out before the file is read to its end as long as annotations come in the order of the
+        # images; when one comes late after all, the whole export starts again (ctx.restartable).
+        self.streaming = ctx.restartable and len(self.files) == 1 and not self.bare
+        self.last = 0  # the last image that had an annotation
+        self.sent = 0  # blocks that went out
+        self._make: Callable[[int], pa.Table] | None = None
 
     def read(self) -> Iterator[pa.Table]:
         """The item tables of the subset, in the order of its images."""
@@ -56,12 +62,13 @@ class SubsetReader:
         with tempfile.TemporaryDirectory(prefix="rayds-") as folder:
             grouping = Grouping(self.ctx.block_rows, Path(folder))
             for task, file in self.files:
-                self._read_file(task, file, grouping)
+                yield from self._read_file(task, file, grouping)
             if self.again:
                 del self.ctx.errors[reported:]  # told the first time
             if self.again or not self.exclude:
                 yield from self._blocks(grouping)
                 return
+        self._stop_streaming()
         # Ids that occur twice show only at the end of a file: read again, without the later ones.
         again = type(self)(self.shard, self.ctx)
         again.exclude, again.again = self.exclude, True
@@ -87,7 +94,7 @@ class SubsetReader:
             records, path, self.labels, self._mark(task), records.first + self.counted, exclude
         )
 
-    def _read_file(self, task: str, file: str, grouping: Grouping) -> None:
+    def _read_file(self, task: str, file: str, grouping: Grouping) -> Iterator[pa.Table]:
         path = self.ctx.root.path(file)
         new_images: list[pa.Table] = []
         with self.ctx.root.open(file) as f:
@@ -110,6 +117,7 @@ class SubsetReader:
                     self.ids.setdefault(task, []).append(made.ids)
                     self.places.setdefault(task, []).append(made.places)
                     self._place(made, task, path, grouping, final=False)
+                    yield from self._complete(grouping)
                 self.counted += count
                 self._check_skeleton(scanner.skeleton, path)
             except DataError as e:
@@ -121,6 +129,31 @@ class SubsetReader:
             self._place(rows, task, path, grouping, final=True)
         self.waiting = []
         self._check_ids(task, path)
+
+    def _complete(self, grouping: Grouping) -> Iterator[pa.Table]:
+        """The blocks whose annotations are all there, if annotations go on to come in order."""
+        if not self.streaming:
+            return
+        done = self.last // grouping.size
+        if self.sent < done:
+            self._make = self._make or self._maker(grouping)
+            for i in range(self.sent, done):
+                self.sent = i + 1
+                yield self._make(i)
+
+    def _follow(self, item: Ints, made: Rows) -> None:
+        """Take note of how far annotations have come; one that is late ends streaming."""
+        if not self.streaming or not len(item):
+            return
+        late = item[0] < self.last or np.any(item[1:] < item[:-1])
+        if late or (self.give_ids and np.any(made.ids <= NO_ID)):
+            self._stop_streaming()
+        self.last = max(self.last, int(item.max()))
+
+    def _stop_streaming(self) -> None:
+        if self.sent:
+            raise Restart(f"{self.subset}: annotations are not in the order of the images")
+        self.streaming = False
 
     def _check_skeleton(self, skeleton: dict[str, Any], path: str) -> None:
         """What the scanner did not take for records must be no list of something else."""
@@ -171,6 +204,7 @@ class SubsetReader:
             else:
                 self.waiting.append(_part(made, unknown))
             made, at = _part(made, np.flatnonzero(known)), at[known]
+        self._follow(self._order[at], made)
         grouping.add(made.rows, self._order[at], TASKS.index(task))
 
     def _report_strangers(self, made: Rows, rows: Ints, path: str) -> None:
@@ -206,8 +240,14 @@ class SubsetReader:
         self.exclude[task] = frozenset(places[later].tolist())
 
     def _blocks(self, grouping: Grouping) -> Iterator[pa.Table]:
-        if not len(self.image_ids):
-            return
+        """The blocks that have not gone out yet."""
+        if self.images:
+            make = self._make or self._maker(grouping)
+            total = -(-len(self.image_ids) // grouping.size)
+            yield from ordered_map(make, range(self.sent, total), self.ctx.workers)
+
+    def _maker(self, grouping: Grouping) -> Callable[[int], pa.Table]:
+        """What makes the item table of a bucket, once all images are known."""
         images = pa.concat_tables(self.images).combine_chunks()
         columns = self._columns(images)
         keep = self._distinct(columns["id"], images)
@@ -226,7 +266,7 @@ class SubsetReader:
             kept = keep[i * size : i * size + n]
             return made if kept.all() else made.filter(pa.array(kept))
 
-        yield from ordered_map(block, range(-(-images.num_rows // size)), self.ctx.workers)
+        return block
 
     def _columns(self, images: pa.Table) -> dict[str, pa.Array]:
         return self._item_columns(images, self.ctx.root, posixpath.dirname(self.files[0][1]))

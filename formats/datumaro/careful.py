@@ -33,7 +33,7 @@ _LENGTHS = {T.ellipse: 4, T.rotated_bbox: 5}
 _BITS = {"id": 63, "group": 63, "label_id": 31, "z_order": 31}
 
 
-class _Bad(ValueError):
+class WrongValueError(ValueError):
     """What is wrong with a value; the caller adds where."""
 
 
@@ -71,10 +71,11 @@ class Careful:
         item = str(item).replace("\\", "/")
         try:
             return self._item(item, record, place)
-        except _Bad as e:
+        except WrongValueError as e:
             return self._bad(str(e), item=item, place=place)
         except UnicodeEncodeError:
-            return self._bad("a text with half a character (a lone surrogate)", item=item, place=place)
+            shown = item.encode("utf-8", "backslashreplace").decode()
+            return self._bad("a text with half a character (a lone surrogate)", item=shown, place=place)
         except DataError as e:
             return self._bad(e.reason, item=item, place=place)
 
@@ -88,7 +89,7 @@ class Careful:
         if listed is None:
             listed = []
         if not isinstance(listed, list):
-            raise _Bad(f"'annotations' is {_show(listed)}, not a list")
+            raise WrongValueError(f"'annotations' is {_show(listed)}, not a list")
         extra = {k: v for k, v in record.items() if k not in _ITEM_KEYS}
         media = self._media(item, record, extra)
         row = {
@@ -102,7 +103,7 @@ class Careful:
         for i, value in enumerate(listed):
             try:
                 annotations.append(self._annotation(value))
-            except _Bad as e:
+            except WrongValueError as e:
                 kind = value.get("type") if isinstance(value, dict) else None
                 what = f" ({kind})" if isinstance(kind, str) else ""
                 self._bad(f"annotation {i + 1}{what}: {e}", item=item, place=place)
@@ -114,7 +115,7 @@ class Careful:
         image, cloud = (_object(record.get(k), f"{k!r}") for k in ("image", "point_cloud"))
         related = record.get("related_images")
         if image and cloud:
-            raise _Bad("it has an 'image' and a 'point_cloud'; an item has one of them")
+            raise WrongValueError("it has an 'image' and a 'point_cloud'; an item has one of them")
         if "related_images" in record and not cloud:
             extra["related_images"] = related
         if image or ("image" in record and not cloud):
@@ -129,7 +130,7 @@ class Careful:
     def _image(self, item: str, image: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         name = image.get("path")
         if name is not None and not isinstance(name, str):
-            raise _Bad(f"the path of the image is {_show(name)}, not a text")
+            raise WrongValueError(f"the path of the image is {_show(name)}, not a text")
         height = width = None
         if (size := image.get("size")) is not None:
             height, width = _size(size)
@@ -145,7 +146,7 @@ class Careful:
     def _cloud(self, item: str, cloud: dict[str, Any], related: Any, extra: dict[str, Any]) -> dict[str, Any]:
         name = cloud.get("path")
         if not isinstance(name, str) or not name:
-            raise _Bad(f"the path of the point cloud is {_show(name)}, not a text")
+            raise WrongValueError(f"the path of the point cloud is {_show(name)}, not a text")
         own = {k: v for k, v in cloud.items() if k != "path"}
         if not is_plain(item, name):
             own["path"] = name
@@ -156,7 +157,7 @@ class Careful:
         for entry in related or ():
             named = entry.get("path") if isinstance(entry, dict) else None
             if not isinstance(named, str) or not named:
-                raise _Bad(f"a related image is {_show(entry)}, not an object with a 'path'")
+                raise WrongValueError(f"a related image is {_show(entry)}, not an object with a 'path'")
             plain = plain and set(entry) == {"path"} and "/" not in named.replace("\\", "/")
             paths.append(self.locator.related(named, item, file=self.file, item=item))
         if not plain:
@@ -169,18 +170,18 @@ class Careful:
 
     def _annotation(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise _Bad(f"it is {_show(value)}, not an object")
+            raise WrongValueError(f"it is {_show(value)}, not an object")
         name = value.get("type")
         kind = _TYPES.get(name) if isinstance(name, str) else None
         if kind is None:
             if "type" not in value:
-                raise _Bad("it has no 'type'")
-            raise _Bad(f"the type {_show(name)} is none of {', '.join(sorted(_TYPES))}")
+                raise WrongValueError("it has no 'type'")
+            raise WrongValueError(f"the type {_show(name)} is none of {', '.join(sorted(_TYPES))}")
         numbers = {k: _integer(value.get(k), k) for k in _BITS}
         label = numbers["label_id"]
         if label is not None:
             if not 0 <= label < len(self.remap):
-                raise _Bad(f"'label_id' is {label}, but there are {len(self.remap)} labels")
+                raise WrongValueError(f"'label_id' is {label}, but there are {len(self.remap)} labels")
             label = self.remap[label]
         known = _BASE | _GEOMETRY.get(kind, {"points"})
         extra = {k: v for k, v in value.items() if k not in known}
@@ -201,7 +202,7 @@ def _geometry(kind: AnnotationType, value: dict[str, Any]) -> dict[str, Any]:
         return {}
     if kind is T.caption:
         if not isinstance(value.get("caption"), str):
-            raise _Bad(f"'caption' is {_show(value.get('caption'))}, not a text")
+            raise WrongValueError(f"'caption' is {_show(value.get('caption'))}, not a text")
         return {"text": _checked(value["caption"])}
     if kind is T.mask:
         return {"mask": _mask(value.get("rle"))}
@@ -211,25 +212,25 @@ def _geometry(kind: AnnotationType, value: dict[str, Any]) -> dict[str, Any]:
         return {"points": [n for k in ("position", "rotation", "scale") for n in _numbers(value, k, 3)]}
     points = _numbers(value, "points", _LENGTHS.get(kind))
     if len(points) % 2 and kind is not T.rotated_bbox:
-        raise _Bad(f"an odd number of coordinates ({len(points)})")
+        raise WrongValueError(f"an odd number of coordinates ({len(points)})")
     if kind is T.polygon and len(points) < 6:
-        raise _Bad(f"a polygon needs at least 3 points, got {len(points) // 2}")
+        raise WrongValueError(f"a polygon needs at least 3 points, got {len(points) // 2}")
     row: dict[str, Any] = {"points": points}
     if kind is T.points and value.get("visibility") is not None:
         visibility = value["visibility"]
         if not isinstance(visibility, list) or any(
             _integer(v, "visibility") not in (0, 1, 2) for v in visibility
         ):
-            raise _Bad(f"'visibility' is {_show(visibility)}, not a list of 0, 1 and 2")
+            raise WrongValueError(f"'visibility' is {_show(visibility)}, not a list of 0, 1 and 2")
         if len(visibility) != len(points) // 2:
-            raise _Bad(f"{len(points) // 2} points, but {len(visibility)} visibility values")
+            raise WrongValueError(f"{len(points) // 2} points, but {len(visibility)} visibility values")
         row["visibility"] = [int(v) for v in visibility]
     return row
 
 
 def _mask(rle: Any) -> dict[str, Any]:
     if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
-        raise _Bad(f"'rle' is {_show(rle)}, not an object with 'counts' and 'size'")
+        raise WrongValueError(f"'rle' is {_show(rle)}, not an object with 'counts' and 'size'")
     height, width = _size(rle["size"])
     counts = rle["counts"]
     if isinstance(counts, list):
@@ -237,41 +238,43 @@ def _mask(rle: Any) -> dict[str, Any]:
         try:
             counts = normal_rle({"size": [height, width], "counts": runs})["counts"]
         except (TypeError, ValueError, OverflowError) as e:
-            raise _Bad(str(e)) from e
+            raise WrongValueError(str(e)) from e
     if not isinstance(counts, str):
-        raise _Bad(f"the 'counts' of 'rle' are {_show(counts)}, neither a text nor a list of run lengths")
+        raise WrongValueError(
+            f"the 'counts' of 'rle' are {_show(counts)}, neither a text nor a list of run lengths"
+        )
     if not counts.isascii():
-        raise _Bad("the 'counts' of 'rle' are not compressed run lengths")
+        raise WrongValueError("the 'counts' of 'rle' are not compressed run lengths")
     return {"height": height, "width": width, "counts": counts}
 
 
 def _size(value: Any) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
-        raise _Bad(f"the size is {_show(value)}, not [height, width]")
+        raise WrongValueError(f"the size is {_show(value)}, not [height, width]")
     height, width = (_integer(v, "size") for v in value)
     if height is None or width is None or not (0 <= height < 1 << 31 and 0 <= width < 1 << 31):
-        raise _Bad(f"the size is {_show(value)}, not [height, width]")
+        raise WrongValueError(f"the size is {_show(value)}, not [height, width]")
     return height, width
 
 
 def _numbers(value: dict[str, Any], key: str, n: int | None) -> list[float]:
     found = value.get(key)
     if not isinstance(found, list):
-        raise _Bad(
+        raise WrongValueError(
             f"it has no {key!r}" if found is None else f"{key!r} is {_show(found)}, not a list of numbers"
         )
     if n is not None and len(found) != n:
-        raise _Bad(f"{key!r} has {len(found)} numbers, not {n}")
+        raise WrongValueError(f"{key!r} has {len(found)} numbers, not {n}")
     numbers = []
     for v in found:
         if isinstance(v, bool) or not isinstance(v, (int, float)):
-            raise _Bad(f"{key!r} holds {_show(v)}, not a number")
+            raise WrongValueError(f"{key!r} holds {_show(v)}, not a number")
         try:
             number = float(v)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise _Bad(f"{key!r} holds {_show(v)}: a coordinate must be finite")
+            raise WrongValueError(f"{key!r} holds {_show(v)}: a coordinate must be finite")
         numbers.append(number)
     return numbers
 
@@ -281,9 +284,9 @@ def _integer(value: Any, key: str) -> int | None:
         return None
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole:
-        raise _Bad(f"{key!r} is {_show(value)}, not a whole number")
+        raise WrongValueError(f"{key!r} is {_show(value)}, not a whole number")
     if not -(1 << _BITS.get(key, 63)) <= value < 1 << _BITS.get(key, 63):
-        raise _Bad(f"{key!r} is {value}, which is too big")
+        raise WrongValueError(f"{key!r} is {value}, which is too big")
     return int(value)
 
 
@@ -291,7 +294,7 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _Bad(f"{what} is {_show(value)}, not an object")
+        raise WrongValueError(f"{what} is {_show(value)}, not an object")
     return value
 
 

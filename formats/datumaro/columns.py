@@ -43,6 +43,7 @@ _ITEM = {
     "point_cloud": {"path": "JSON"},
 }
 _PARSE = f"SELECT from_json(text, '{json.dumps(_ITEM)}') AS item FROM records"
+_HALF = r"\\u[dD]"  # half a character: all others stand as themselves in what DuckDB prints
 _NULLS = r'[{,\s]"(?:label_id|z_order|group|id|attributes|visibility|attr|size|object_id)"\s*:\s*null'
 
 _NAMES = pa.array([t.name for t in T])
@@ -57,15 +58,19 @@ def parse(texts: pa.Array) -> tuple[pa.StructArray, Bools]:
 
     broken = np.zeros(len(texts), bool)
     try:
-        found = query(_PARSE, records=pa.table({"text": texts}))
-    except duckdb.Error:
-        valid = text_column(
-            query("SELECT json_valid(text) AS text FROM records", records=pa.table({"text": texts}))
-        )
-        broken = ~valid.fill_null(False).to_numpy(zero_copy_only=False)
-        texts = pc.if_else(valid, texts, "{}")
-        found = query(_PARSE, records=pa.table({"text": texts}))
-    return text_column(found, "item"), broken
+        return text_column(query(_PARSE, records=pa.table({"text": texts})), "item"), broken
+    except (duckdb.Error, UnicodeDecodeError):
+        pass
+    for i in range(len(texts)):
+        try:
+            texts[i].as_py()
+        except UnicodeDecodeError:
+            broken[i] = True
+    texts = pc.if_else(pa.array(broken), "{}", texts)
+    valid = query("SELECT json_valid(text) AS text FROM records", records=pa.table({"text": texts}))
+    broken |= ~_true(text_column(valid))
+    texts = pc.if_else(pa.array(broken), "{}", texts)
+    return text_column(query(_PARSE, records=pa.table({"text": texts})), "item"), broken
 
 
 def unquoted(texts: pa.Array) -> pa.Array:
@@ -220,12 +225,10 @@ class Columns:
         doubt |= (lengths >= 0) & (lengths != 2)
         doubt |= self.has_cloud & (_true(pc.equal(self.cloud_path, '""')) | ~_valid(self.cloud_path))
         doubt[_rows_with(self.image_size, _no_size)] = True
+        for texts in (ids, self.image_path, self.cloud_path):
+            doubt |= ~_starts(texts, '"') | _true(pc.match_substring_regex(texts, _HALF))
         for paths in (self.image_path, self.cloud_path):
-            doubt |= (
-                ~_starts(paths, '"')
-                | _true(pc.match_substring(paths, ".."))
-                | _true(pc.match_substring(paths, "\\u"))
-            )
+            doubt |= _true(pc.match_substring(paths, "..")) | _true(pc.match_substring(paths, "\u0000"))
         return doubt
 
     def _rows_in_doubt(self, labels: int) -> Bools:
@@ -248,6 +251,8 @@ class Columns:
         wrong |= (seen >= 0) & ((kind != T.points) | (seen * 2 != n))
         caption = self.row_field("caption")
         wrong |= (_valid(caption) != (kind == T.caption)) | ~_starts(caption, '"')
+        if caption.null_count < len(caption):
+            wrong |= _true(pc.match_substring_regex(caption, _HALF))
         wrong |= self.has_rle != (kind == T.mask)
         if self.has_rle.any():
             counts = self.rle_counts

@@ -123,13 +123,13 @@ def read_header(root: Storage, name: str) -> dict[str, Any]:
             for _ in scanner.records():
                 pass
         found = dict(scanner.skeleton)
-        if not isinstance(found.get("items"), list) or "categories" not in found:
-            what = "items" if not isinstance(found.get("items"), list) else "categories"
-            raise DataError(
-                f"the top-level key {what!r} is missing: this is not a Datumaro dataset",
-                file=file,
-                remedy="Check the path",
-            )
+        for key in ("items", "categories"):
+            if key not in found:
+                what = f"the top-level key {key!r} is missing: this is not a Datumaro dataset"
+                raise DataError(what, file=file, remedy="Check the path")
+        if not isinstance(found["items"], list):
+            what = f"'items' is {json.dumps(found['items'])[:60]}, not a list of objects"
+            raise DataError(what, file=file, remedy="Repair it")
     found.pop("items", None)
     if not isinstance(found["categories"], dict):
         raise DataError("'categories' is not a JSON object", file=file, remedy="Repair it")

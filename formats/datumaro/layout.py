@@ -31,6 +31,9 @@ class Datumaro(Format):
     name = "datumaro"
     title = "Datumaro's native JSON, all kinds of annotations"
     family = header.FAMILY
+    checks_boxes = (
+        False  # it is what other steps of a pipeline leave: what is written is read, whatever it is
+    )
     holds = Capabilities(
         annotations=frozenset(AnnotationType),
         attributes=True,
@@ -70,7 +73,7 @@ class Datumaro(Format):
         for name in names:
             subset = posixpath.splitext(posixpath.basename(name))[0]
             remap = merged.add(header.read_header(root, name), subset, root.path(name))
-            shards.append(Shard(name, (name, subset, remap), root.size(name)))
+            shards.append(Shard(name, (name, subset, remap), root.size(name), file=root.path(name)))
         return Plan(merged.categories(), shards, infos={self.family: merged.own})
 
     def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:

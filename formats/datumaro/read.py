@@ -56,8 +56,10 @@ def read_file(name: str, subset: str, remap: list[int], ctx: ReadContext) -> Ite
             for start in range(0, table.num_rows, ctx.block_rows):
                 yield table.slice(start, ctx.block_rows)
         left = scanner.skeleton.get("items")
-    if left:  # what is in the list of records, but no record
-        raise DataError(f"'items' holds {json.dumps(left)[:60]}, not objects", file=file, remedy="Repair it")
+    if left != []:  # no list, or something in it that is no record
+        raise DataError(
+            f"'items' is {json.dumps(left)[:60]}, not a list of objects", file=file, remedy="Repair it"
+        )
 
 
 def _without_repeated(made: Made, seen: Seen, file: str, subset: str, ctx: ReadContext) -> pa.Table:

@@ -6,6 +6,7 @@ Images are found in all folders below; the id of an item is the path of its imag
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +40,10 @@ SHARD_FILES = 5000
 DETECT_FILES = 1000
 
 
+# Files about a folder that don't make it another format.
+_BESIDE = re.compile(r"(licen[cs]e|copying|notice|readme|origin|attribution|thumbs)\b.*", re.IGNORECASE)
+
+
 class ImageDir(Format):
     """Images by name; nothing else is read or written."""
 
@@ -66,9 +71,10 @@ class ImageDir(Format):
             )
         found = 0
         for name in islice(_visible(files), DETECT_FILES):
-            if not is_image(name):
+            if is_image(name):
+                found += 1
+            elif not _BESIDE.match(posixpath.basename(name)):
                 return Confidence.no(f"{name} is not an image")
-            found += 1
         return Confidence(5, "only image files") if found else Confidence.no("no image files")
 
     def plan(self, files: Listing, ctx: PlanContext) -> Plan:

@@ -64,6 +64,7 @@ class Dataset:
         self._format, self._path, self._size = format, path, size
         self._engine, self._on_error = engine, OnError(on_error)
         self._counts: dict[str, int] | None = None
+        self._derived = False
 
     def _derive(self, build: Build, **changes: Any) -> Dataset:
         own: dict[str, Any] = {
@@ -76,7 +77,9 @@ class Dataset:
             "size": self._size,
         }
         categories = changes.pop("categories", self._categories)
-        return Dataset(build, categories, **{**own, **changes})
+        made = Dataset(build, categories, **{**own, **changes})
+        made._derived = True
+        return made
 
     # making
 
@@ -240,7 +243,7 @@ class Dataset:
         first = ", ".join(labels.names()[:5]) + (", ..." if len(labels) > 5 else "")
         parts = [f"format={self._format}" if self._format else "in memory" if self._path is None else ""]
         if self._path:
-            parts.append(f"path={self._path!r}")
+            parts.append(f"{'derived from ' if self._derived else 'path='}{self._path!r}")
         if self._counts is None and self._path is None and self._engine != "ray":
             self._subset_counts()
         if self._counts is not None:

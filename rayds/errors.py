@@ -1,14 +1,14 @@
 """Every error that rayds raises on purpose, and the policy for bad items.
 
-    RaydsError
-    ├── UsageError            a bad option, name or argument (exit code 2)
-    │   └── UnknownNameError  no such format, op, launcher, option; suggests the nearest
-    ├── FormatError           the format of an input can't be told, or it can't be used so
-    ├── DataError             the data is bad: names file, item, place and remedy
-    ├── LossError             ``--strict`` and the output format can't hold everything
-    ├── OutputExistsError     the output is there already, or must not be replaced
-    ├── StorageError          a path can't be read or written
-    └── EngineError           the engine could not finish the work
+RaydsError
+├── UsageError            a bad option, name or argument (exit code 2)
+│   └── UnknownNameError  no such format, op, launcher, option; suggests the nearest
+├── FormatError           the format of an input can't be told, or it can't be used so
+├── DataError             the data is bad: names file, item, place and remedy
+├── LossError             ``--strict`` and the output format can't hold everything
+├── OutputExistsError     the output is there already, or must not be replaced
+├── StorageError          a path can't be read or written
+└── EngineError           the engine could not finish the work
 """
 
 from __future__ import annotations

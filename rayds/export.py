@@ -207,7 +207,7 @@ def check_losses(engine: Engine, blocks: Blocks, caps: Capabilities, fmt: Format
 
 
 def _named(losses: dict[str, tuple[int, str]]) -> str:
-    return "; ".join(f"{n:,} {kind} ({example})" for kind, (n, example) in sorted(losses.items()))
+    return "".join(f"\n  {n:>9,}  {kind}  (e.g. {example})" for kind, (n, example) in sorted(losses.items()))
 
 
 def write_quarantine(out: Storage, errors: list[dict[str, Any]]) -> None:

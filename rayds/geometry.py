@@ -43,28 +43,6 @@ def rle_bbox(rle: Rle) -> tuple[float, float, float, float]:
     return x, y, w, h
 
 
-def rle_runs(counts: str) -> list[int]:
-    """The run lengths behind compressed counts (COCO's variable-length code, differences from the third on)."""
-    runs: list[int] = []
-    i = 0
-    data = counts.encode("ascii")
-    while i < len(data):
-        value = shift = 0
-        while True:
-            c = data[i] - 48
-            i += 1
-            value |= (c & 0x1F) << shift
-            shift += 5
-            if not c & 0x20:
-                if c & 0x10:
-                    value |= -1 << shift
-                break
-        if len(runs) > 2:
-            value += runs[-2]
-        runs.append(value)
-    return runs
-
-
 def mask_to_polygons(image: BoolMask, min_area: float = 1.0) -> list[list[float]]:
     """The outer outlines of a mask's parts, each x0, y0, x1, y1, ...; parts under min_area pixels are left out.
 
@@ -103,7 +81,9 @@ def polygon_areas(values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64
     return np.abs(sums) / 2
 
 
-def enclosing_boxes(values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def enclosing_boxes(
+    values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     """The enclosing x, y, width, height of point lists, shape (n, 4); zeros for empty ones."""
     out = np.zeros((len(lengths), 4))
     n = lengths // 2

@@ -111,7 +111,7 @@ class Options:
                 flag = f"-{f.metadata['short']}, {flag}"
             choices = [c.split("=")[-1] for c in f.metadata.get("choices", ())]
             if choices:
-                flag += " {" + ",".join(dict.fromkeys(choices)) + "}"
+                flag += " {" + ",".join(dict.fromkeys(choices)) + "}" + ("[,...]" if many else "")
             elif base is bool:
                 flag += " [true|false]"
             else:

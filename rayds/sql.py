@@ -42,7 +42,11 @@ def query(sql: str, **tables: pa.Table) -> pa.Table:
 def text_column(table: pa.Table, name: str = "text") -> pa.Array:
     """A column of a query's result as one array."""
     column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.nulls(0, column.type)])
+    return (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays(column.chunks or [pa.nulls(0, column.type)])
+    )
 
 
 def joined_bytes(texts: pa.Array) -> memoryview:

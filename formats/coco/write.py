@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds import geometry
+from rayds.annotations import rle_runs
 from rayds.engine.base import Position
 from rayds.errors import DataError
 from rayds.format import Format, WriteContext
@@ -234,33 +235,30 @@ def _record_texts(shared: Block, records: npt.NDArray[np.int64], task: str, ctx:
         "rest": attributes.column("rest"),
         "score": attributes.column("score"),
     }
-    parts = [
-        "'{\"id\":', id, ',\"image_id\":', image",
-        "',\"category_id\":' || category",
-    ]
-    if task == "captions":
-        text = first_of(found, T.caption)
-        columns["caption"] = found.view.column("text").take(pa.array(text))
-        parts.append("',\"caption\":', to_json(coalesce(caption, ''))")
-    elif task != "labels":
-        parts[1] = "',\"category_id\":', coalesce(category::VARCHAR, 'null')"
+    parts = ["'{\"id\":', id, ',\"image_id\":', image"]
+    computed = []  # members that the source may have told: they stand where those stand
+    if task in ("captions", "labels"):
+        parts.append("',\"category_id\":' || category")
+        if task == "captions":
+            columns["caption"] = found.view.column("text").take(pa.array(first_of(found, T.caption)))
+            parts.append("',\"caption\":', to_json(coalesce(caption, ''))")
+        columns["crowd"] = attributes.column("crowd")
+        parts.append("CASE WHEN crowd THEN ',\"iscrowd\":1' END")
+    else:
         columns |= shape_columns(shared, found, item, extra, attributes, ctx)
         parts.append(
-            """',"segmentation":', coalesce(rle, to_json(seg)::VARCHAR), ',"bbox":', to_json(bbox),
-               ',"iscrowd":', crowd::INT, CASE WHEN NOT told THEN ',"area":' || area END"""
+            """',"category_id":', coalesce(category::VARCHAR, 'null'),
+               ',"segmentation":', coalesce(rle, to_json(seg)::VARCHAR), ',"bbox":', to_json(bbox), ',"iscrowd":', coalesce(crowd, false)::INT"""
         )
+        computed.append("CASE WHEN NOT told THEN ',\"area\":' || area END")
         if task == "person_keypoints":
             columns |= keypoint_columns(found, extra)
-            parts.append(
-                """',"keypoints":' || to_json(points)::VARCHAR,
-                   CASE WHEN points IS NOT NULL AND NOT counted THEN ',"num_keypoints":' || visible END"""
+            parts.append("',\"keypoints\":' || to_json(points)::VARCHAR")
+            computed.append(
+                "CASE WHEN points IS NOT NULL AND NOT counted THEN ',\"num_keypoints\":' || visible END"
             )
-    parts += [
-        "',\"score\":' || score",
-        "',\"attributes\":' || rest",
-        "',' || members",
-        f"'}}{SEPARATOR.decode()}'",
-    ]
+    parts += ["',\"score\":' || score", "',\"attributes\":' || rest", *computed]
+    parts += ["',' || members", f"'}}{SEPARATOR.decode()}'"]
     return text_column(query(f"SELECT concat({', '.join(parts)}) AS text FROM t", t=pa.table(columns)))
 
 
@@ -307,7 +305,7 @@ def list_rows(values: npt.NDArray[np.float64]) -> pa.ListArray:
 def _rle_text(rle: dict[str, Any] | None, listed: bool) -> str | None:
     if rle is None:
         return None
-    counts: Any = geometry.rle_runs(rle["counts"]) if listed else rle["counts"]
+    counts: Any = rle_runs(rle).tolist() if listed else rle["counts"]
     return json.dumps({"size": rle["size"], "counts": counts}, separators=(",", ":"))
 
 
@@ -322,7 +320,14 @@ def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
     flat_seen = seen.flatten().to_numpy(zero_copy_only=False)
     if len(flat_seen) != len(flat_xy):
         raise DataError("key points and their visibility differ in number", remedy="Repair the dataset")
-    triples = np.column_stack([flat_xy, flat_seen.astype(float)]).ravel()
+    own = extra.column("visibility").to_pylist() if extra.column("visibility").null_count < len(found) else []
+    starts = np.cumsum(lengths) - lengths
+    third = flat_seen.astype(float)
+    for i, text in enumerate(own):
+        values = json.loads(text) if text else []
+        if len(values) == lengths[i]:
+            third[starts[i] : starts[i] + lengths[i]] = values
+    triples = np.column_stack([flat_xy, third]).ravel()
     offsets = np.concatenate([[0], np.cumsum(lengths * 3)]).astype(np.int32)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     return {
@@ -389,7 +394,7 @@ def finish(fmt: Any, fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: 
         tasks = [t for t in TASKS if t in named or (not named and files.get(t))]
         for task in tasks or ["image_info"]:
             parts: list[bytes | str] = [
-                _head(subset, task, ctx),
+                _head(subset, task, ctx, tasks == ["captions"]),
                 b'"images":[\n',
                 *join_files(files["images"]),
             ]
@@ -407,12 +412,15 @@ def join_files(files: Sequence[str]) -> list[bytes | str]:
     return out
 
 
-def _head(subset: str, task: str, ctx: WriteContext) -> bytes:
-    """The beginning of an annotation file: info, licenses, what else the source had, categories."""
+def _head(subset: str, task: str, ctx: WriteContext, alone: bool) -> bytes:
+    """The beginning of an annotation file: info, licenses, what else the source had, categories.
+
+    Captions need no categories; they stand there when no other file of the subset can tell the labels (alone).
+    """
     told = ctx.infos.get("coco", {}).get(subset, {})
     source = told.get(task) or next(iter(told.values()), {})
     top = dict(source.get("top") or _DEFAULT_TOP)
-    if task != "captions":
+    if task != "captions" or (alone and len(ctx.categories.labels)):
         top["categories"] = category_entries(ctx.categories, task)
     text = json.dumps(top, ensure_ascii=False, separators=(",", ":"))
     return (text[:-1] + (",\n" if len(text) > 2 else "")).encode()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories
+from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories, PointsCategory
 from rayds.errors import DataError, FormatError
 from rayds.formats._records import RecordScanner, read_tail_key
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
@@ -181,14 +181,15 @@ def _add_category(
     name = str(entry["name"])
     extra = {k: v for k, v in entry.items() if k not in ("name", "supercategory", "keypoints", "skeleton")}
     if "supercategory" not in entry:
-        extra["no_supercategory"] = True
+        extra["@no_supercategory"] = True
     if name in labels:
-        extra["name"] = name
+        extra["@name"] = name
         name = f"{name} (id {id})"
     index = labels.add(name, str(entry.get("supercategory") or ""), coco=extra)
     if entry.get("keypoints"):
         joints = [j for j in entry.get("skeleton") or () if len(j) == 2]
         points.add(index, map(str, entry["keypoints"]), joints)
+        extra["@skeleton"] = joints  # joints are a set, and files have an order
     color = entry.get("color")
     if isinstance(color, list) and len(color) == 3:
         colors.colormap[index] = (int(color[0]), int(color[1]), int(color[2]))
@@ -207,18 +208,19 @@ def category_entries(categories: Categories, task: str) -> list[dict[str, Any]]:
     out = []
     points = categories.points
     for index, (id, label) in enumerate(zip(category_ids(categories), categories.labels, strict=True)):
-        known = dict(label.extra.get("coco", {}))
-        entry: dict[str, Any] = {"id": id, "name": known.pop("name", label.name)}
-        if not known.pop("no_supercategory", False) or label.parent:
+        own = label.extra.get("coco", {})
+        entry: dict[str, Any] = {"id": id, "name": own.get("@name", label.name)}
+        if not own.get("@no_supercategory") or label.parent:
             entry["supercategory"] = label.parent
-        known.pop("id", None)
         if task == "person_keypoints":
             if points and index not in points.items:
                 continue
-            names = points.items[index] if points else None
-            entry["keypoints"] = names.labels if names else []
-            entry["skeleton"] = sorted(map(list, names.joints)) if names else []
-        out.append({**entry, **known})
+            names = points.items[index] if points else PointsCategory()
+            joints = sorted(map(list, names.joints))
+            told = own.get("@skeleton", [])
+            entry["keypoints"] = names.labels
+            entry["skeleton"] = told if sorted(told) == joints else joints
+        out.append({**entry, **{k: v for k, v in own.items() if k != "id" and not k.startswith("@")}})
     return out
 
 

@@ -135,21 +135,27 @@ def merge_tasks(rows: pa.StructArray, item: Ints, source: Ints) -> tuple[pa.Stru
     group = group.copy()
     group[later[~one]] += source[later[~one]] << 57
     rows = replace_fields(rows, group=pa.array(group), extra=_moved_extra(rows, same))
+    place = np.arange(len(item)) * 2
+    place[same.column("row").to_numpy()] = (
+        same.column("last").to_numpy() * 2 + 1
+    )  # behind the rows of their object
     keep = np.ones(len(item), bool)
     keep[same.filter(same.column("repeated")).column("row").to_numpy()] = False
-    return rows.filter(pa.array(keep)), item[keep]
+    order = np.argsort(place, kind="stable")
+    order = order[keep[order]]
+    return rows.take(pa.array(order)), item[order]
 
 
 # The rows of key point records that are the object of the same number in instances: same label, same box where
-# both have one. repeated: instances has that shape already.
+# both have one. last: the last row of that object; repeated: instances has that shape already.
 _SAME = f"""
     WITH o AS (SELECT item, g, source, first(label) AS label,
-                      first(points) FILTER (type = {int(AnnotationType.bbox)}) AS box
+                      first(points) FILTER (type = {int(AnnotationType.bbox)}) AS box, max(row) AS last
                FROM t WHERE source IN ({INSTANCES}, {PERSON_KEYPOINTS}) GROUP BY item, g, source),
-         s AS (SELECT a.item, a.g FROM o a JOIN o b USING (item, g)
+         s AS (SELECT a.item, a.g, a.last FROM o a JOIN o b USING (item, g)
                WHERE a.source = {INSTANCES} AND b.source = {PERSON_KEYPOINTS}
                  AND a.label IS NOT DISTINCT FROM b.label AND (a.box = b.box OR a.box IS NULL OR b.box IS NULL))
-    SELECT t.row, t.item, t.g, EXISTS (
+    SELECT t.row, t.item, t.g, s.last, EXISTS (
              SELECT 1 FROM t u WHERE u.source = {INSTANCES} AND u.item = t.item AND u.g = t.g AND u.type = t.type
                AND u.points IS NOT DISTINCT FROM t.points AND u.mask IS NOT DISTINCT FROM t.mask) AS repeated
     FROM t JOIN s USING (item, g) WHERE t.source = {PERSON_KEYPOINTS} ORDER BY t.row"""

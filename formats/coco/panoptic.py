@@ -73,7 +73,7 @@ def _segments(
         if segment["category_id"] not in labels:
             raise DataError(f"the category id {segment['category_id']} is unknown")
         rle = encode_mask(ids == segment["id"])
-        extra = {"task": "panoptic", **{k: v for k, v in segment.items() if k not in _KNOWN}}
+        extra = {"@task": "panoptic", **{k: v for k, v in segment.items() if k not in _KNOWN}}
         attributes = {"is_crowd": bool(segment["iscrowd"])} if "iscrowd" in segment else {}
         rows.append(
             {
@@ -121,5 +121,5 @@ def segment_entry(row: dict[str, Any], category: int | None, id: int) -> dict[st
     attributes = json.loads(row["attributes"] or "{}")
     rle = {"size": [row["mask"]["height"], row["mask"]["width"]], "counts": row["mask"]["counts"]}
     known = {"id": id, "category_id": category, "iscrowd": int(bool(attributes.get("is_crowd")))}
-    rest = {k: v for k, v in extra.items() if k not in ("task", "counts", "num_keypoints")}
+    rest = {k: v for k, v in extra.items() if not k.startswith("@") and k != "num_keypoints"}
     return {**known, **segment_area(rle), **rest}

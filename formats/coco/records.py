@@ -17,7 +17,7 @@ from rayds.formats.coco.rows import ZERO_GROUP
 from rayds.losses import instance_keys
 from rayds.schema import AnnotationType as T
 from rayds.schema import Flat, list_of
-from rayds.sql import query, text_column
+from rayds.sql import query
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -242,9 +242,10 @@ _HEAD = '{"coco":{"area":'
 
 
 def extra_members(extra: pa.Array) -> pa.Table:
-    """Of COCO's own extra: task, listed (RLE counts were a list), area and keypoints (whether told), members (text)."""
+    """Of COCO's own extra: task; listed (RLE counts were a list); visibility (JSON text, where it is no flag);
+    area and keypoints: whether told; members: what goes to the record, as text."""
     simple = pc.starts_with(extra, _HEAD)
-    for mark in ('"task"', '"counts"', '"num_keypoints"', '},"'):
+    for mark in ('"@', '"num_keypoints"', '},"'):
         simple = pc.and_(simple, pc.invert(pc.match_substring(extra, mark)))
     simple = pc.fill_null(simple, False)
     if not pc.all(simple).as_py():
@@ -255,6 +256,7 @@ def extra_members(extra: pa.Array) -> pa.Table:
         {
             "task": pa.nulls(n, pa.string()),
             "listed": false,
+            "visibility": pa.nulls(n, pa.string()),
             "area": simple,
             "keypoints": false,
             "members": pc.utf8_slice_codeunits(extra, len('{"coco":{'), -2),
@@ -263,31 +265,17 @@ def extra_members(extra: pa.Array) -> pa.Table:
 
 
 def _parsed_members(extra: pa.Array) -> pa.Table:
-    sql = """SELECT json_extract_string(e, '$.task') AS task,
-               coalesce(json_extract_string(e, '$.counts') = 'list', false) AS listed,
+    sql = """SELECT json_extract_string(e, '$."@task"') AS task,
+               coalesce(json_extract_string(e, '$."@counts"') = 'list', false) AS listed,
+               json_extract(e, '$."@visibility"')::VARCHAR AS visibility,
                coalesce(json_exists(e, '$.area'), false) AS area,
                coalesce(json_exists(e, '$.num_keypoints'), false) AS keypoints,
                CASE WHEN marked THEN nullif(substr(m, 2, length(m) - 2), '')
                     ELSE nullif(substr(e, 2, length(e) - 2), '') END AS members
              FROM (SELECT e, marked, CASE WHEN marked
-                     THEN json_merge_patch(e, '{"task":null,"counts":null}')::VARCHAR END AS m
-                   FROM (SELECT e, coalesce(e LIKE '%"task"%' OR e LIKE '%"counts"%', false) AS marked
+                     THEN json_merge_patch(e, '{"@task":null,"@counts":null,"@visibility":null}')::VARCHAR END AS m
+                   FROM (SELECT e, coalesce(e LIKE '%"@%', false) AS marked
                          FROM (SELECT CASE WHEN x LIKE '{"coco":%' AND x LIKE '%}}' AND position('},"' IN x) = 0
                                            THEN substr(x, 9, length(x) - 9)
                                            ELSE json_extract(x, '$.coco')::VARCHAR END AS e FROM t)))"""
     return query(sql, t=pa.table({"x": extra}))
-
-
-__all__ = [
-    "Grouped",
-    "areas",
-    "boxes",
-    "extra_members",
-    "first_of",
-    "group_records",
-    "lead_texts",
-    "mask_rles",
-    "polygon_lists",
-    "split_attributes",
-    "text_column",
-]

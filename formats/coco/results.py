@@ -100,7 +100,7 @@ def made_categories(ids: set[int]) -> Categories:
     """A label "category_<id>" for every id."""
     labels = LabelCategories()
     for id in sorted(ids):
-        labels.add(f"category_{id}", coco={"id": id, "no_supercategory": True})
+        labels.add(f"category_{id}", coco={"id": id, "@no_supercategory": True})
     return Categories({AnnotationType.label: labels})
 
 

@@ -324,17 +324,28 @@ class _Parser:
             offsets = np.concatenate([[0], np.cumsum(count * k)]).astype(np.int32)
             return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=mask)
 
-        seen = np.clip(triples[:, 2], 0, 2).astype(np.int8)
+        odd = ~np.isin(triples[:, 2], (0, 1, 2))
+        if odd.any():
+            self._keep_visibility(np.unique(np.repeat(np.arange(len(count)), count)[odd]))
+        seen = np.clip(np.ceil(triples[:, 2]), 0, 2).astype(np.int8)
         return lists_of(pa.array(triples[:, :2].ravel()), 2), lists_of(pa.array(seen), 1)
+
+    def _keep_visibility(self, rows: Ints) -> None:
+        """Third numbers that are no visibility (detectors put confidences there) are kept beside."""
+        texts = self.unknown.to_pylist()
+        for i in rows.tolist():
+            own = f'"@visibility":{json.dumps(self.column("keypoints")[i].as_py()[2::3])}'
+            texts[i] = own if texts[i] is None else f"{texts[i]},{own}"
+        self.unknown = pa.array(texts, pa.string())
 
     def _texts(self) -> tuple[pa.Array, pa.Array]:
         """(attributes, extra) of each record as JSON text."""
         plain = self.unknown.null_count == len(self.unknown) and not self.listed_rle.any()
         if plain and self.mark is None and self._all_null("score", "attributes", "num_keypoints"):
             return self._plain_texts()
-        marks = [f'\'"task":"{self.mark}"\''] if self.mark else []
+        marks = [f'\'"@task":"{self.mark}"\''] if self.mark else []
         marks += ["'\"area\":' || area", "'\"num_keypoints\":' || num_keypoints", "u"]
-        marks.append('CASE WHEN listed THEN \'"counts":"list"\' END')
+        marks.append('CASE WHEN listed THEN \'"@counts":"list"\' END')
         table = self.table.select(["score", "attributes", "area", "num_keypoints"])
         table = table.append_column("crowd", self._crowd())
         table = table.append_column("u", self.unknown).append_column("listed", pa.array(self.listed_rle))

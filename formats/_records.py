@@ -70,7 +70,8 @@ def _between(starts: Index, ends: Index) -> Index:
         return starts
     total = int(lengths.sum())
     shift = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    return np.arange(total) + shift
+    every: Index = np.arange(total) + shift
+    return every
 
 
 @dataclass
@@ -247,7 +248,13 @@ class RecordScanner:
             return
         if hi > lo:
             yield Records(
-                self._section, data, starts[lo:hi] - base, ends[lo:hi] - base, base, quotes[lo:hi], self._count
+                self._section,
+                data,
+                starts[lo:hi] - base,
+                ends[lo:hi] - base,
+                base,
+                quotes[lo:hi],
+                self._count,
             )
             self._count += hi - lo
 
@@ -265,7 +272,9 @@ class RecordScanner:
         if self._open is not None or self._depth > 0 or self._in_string:
             what = "string" if self._in_string else "object"
             raise DataError(
-                f"the file is cut off inside an {what}" if what[0] == "o" else f"the file is cut off inside a {what}",
+                f"the file is cut off inside an {what}"
+                if what[0] == "o"
+                else f"the file is cut off inside a {what}",
                 file=self.name,
                 place=f"byte {size}",
                 remedy="Copy or download it again",
@@ -276,7 +285,9 @@ class RecordScanner:
             found = json.loads(text)
         except (ValueError, RecursionError) as e:
             raise DataError(
-                f"not valid JSON ({e})" if text.strip() else "the file is empty", file=self.name, remedy="Repair it"
+                f"not valid JSON ({e})" if text.strip() else "the file is empty",
+                file=self.name,
+                remedy="Repair it",
             ) from e
         if isinstance(found, dict):
             self.skeleton = found

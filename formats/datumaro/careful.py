@@ -79,8 +79,9 @@ class Careful:
         except DataError as e:
             return self._bad(e.reason, item=item, place=place)
 
-    def _bad(self, reason: str, *, item: str | None = None, place: str) -> None:
+    def _bad(self, reason: str, *, item: str | None = None, place: str) -> dict[str, Any] | None:
         self.errors.append(DataError(reason, file=self.file, item=item, place=place, remedy=_REMEDY))
+        return None
 
     def _item(self, item: str, record: dict[str, Any], place: str) -> dict[str, Any]:
         item.encode()

@@ -233,7 +233,7 @@ class Columns:
 
     def _rows_in_doubt(self, labels: int) -> Bools:
         kind = self.type
-        wrong = (kind == 0) | self._integers[1] | ~_starts(self.row_field("attributes"), "{")
+        wrong: Bools = (kind == 0) | self._integers[1] | ~_starts(self.row_field("attributes"), "{")
         label = self.integer("label_id").fill_null(-1).to_numpy(zero_copy_only=False)
         wrong |= (label >= labels) | ((label < 0) & _valid(self.integer("label_id")))
         length = {k: _lengths(v) for k, v in self.lists.items()}

@@ -106,7 +106,7 @@ class Datumaro(Format):
     def write(self, block: pa.Table, position: Position, ctx: WriteContext) -> list[dict[str, Any]]:
         block = write.check(block, ctx)
         subsets = single_chunk(block, "subset")
-        fragments = []
+        fragments: list[dict[str, Any]] = []
         for k, subset in enumerate(pc.unique(subsets).to_pylist()):
             _check_subset(subset)
             only = len(fragments) == 0 and pc.all(pc.equal(subsets, subset)).as_py()

@@ -29,3 +29,10 @@ def ray_engine() -> Iterator[Engine]:
 def engine(request: pytest.FixtureRequest) -> Engine:
     """Each engine in turn."""
     return LocalEngine(3) if request.param == "local" else request.getfixturevalue("ray_engine")
+
+
+@pytest.fixture(autouse=True)
+def _not_on_ray_by_chance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` means local, though an earlier test has started Ray, but for tests marked `ray`."""
+    if "ray" not in request.keywords:
+        monkeypatch.setattr("rayds.engine._ray_runs", lambda: False)

@@ -141,7 +141,7 @@ def test_an_output_that_is_there_needs_overwrite(rayds, data, tmp_path):
 def test_strict_writes_nothing_when_something_would_be_lost(rayds, data, tmp_path):
     result = rayds("convert", "-i", data, "-o", tmp_path / "out", "-f", "tiny", "--strict")
     assert result.exit_code == 1
-    assert "1 caption annotations" in result.stderr
+    assert "1  caption annotations" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

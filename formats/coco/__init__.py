@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayds.engine.base import Position
 from rayds.errors import FormatError, OnError
@@ -31,6 +32,7 @@ from rayds.format import (
 from rayds.formats.coco import layout
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import AnnotationType as T
+from rayds.schema import media_field
 from rayds.storage import Listing, Storage
 
 _SHAPES = frozenset({T.bbox, T.polygon, T.mask})
@@ -139,11 +141,7 @@ class Coco(Format):
                 infos.setdefault(s.subset, {})[task] = {"top": rest}
         categories = layout.join_categories(tops, ctx.options.keep_original_category_ids)
         with_meta(files, categories)
-        labels = {
-            c.extra["coco"]["id"]: i
-            for i, c in enumerate(categories.labels)
-            if isinstance(c.extra.get("coco"), dict)
-        }
+        labels = layout.labels_by_id(categories)
         shards = [
             Shard(
                 s.subset,
@@ -211,6 +209,16 @@ class Coco(Format):
     def annotation_path(self, task: str, subset: str) -> str:
         """Where the annotation file of a task goes."""
         return f"annotations/{task}_{subset}.json"
+
+    def extensions(self, block: pa.Table, ctx: WriteContext) -> pa.Array:
+        made = super().extensions(block, ctx)
+        if ctx.options.image_ext:
+            return made
+        # COCO names its images: one whose file has no extension stays without.
+        path, encoding = media_field(block, "path"), media_field(block, "encoding")
+        named = pc.match_substring_regex(path, layout.EXTENSION)
+        bare = pc.and_(pc.is_null(encoding), pc.invert(named))
+        return pc.if_else(pc.fill_null(bare, False), "", made)
 
     def media_folder(self, subset: str, ctx: WriteContext) -> str:
         return "images" if ctx.options.merge_images else f"images/{subset}"
@@ -379,7 +387,7 @@ class CocoResults(Coco):
             ids = ctx.fold(names, partial(category_numbers, files.root), lambda a, b: a | b)
             categories = made_categories(ids or set())
         data = {
-            "labels": {c.extra["coco"]["id"]: i for i, c in enumerate(categories.labels)},
+            "labels": layout.labels_by_id(categories),
             "ground_truth": truth.root.path(truth.file) if truth is not None and truth.file else None,
         }
         shards = [

@@ -49,6 +49,11 @@ def checked_json(records: Records, file: str, bad: list[DataError]) -> tuple[pa.
     return texts.filter(pa.array(ok)), keep[ok]
 
 
+def in_file_order(errors: list[DataError]) -> None:
+    """Sort errors by the byte that each names: what is told first must not depend on which check runs first."""
+    errors.sort(key=lambda e: int((e.place or "byte 0").split()[1]))
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 

@@ -10,7 +10,16 @@ import pyarrow.compute as pc
 
 from rayds.errors import DataError
 from rayds.formats._records import Records
-from rayds.formats.coco.checks import BROKEN, checked_json, constants_in, distinct_keys, integers, members_sql
+from rayds.formats.coco.checks import (
+    BROKEN,
+    checked_json,
+    constants_in,
+    distinct_keys,
+    in_file_order,
+    integers,
+    members_sql,
+)
+from rayds.formats.coco.layout import EXTENSION
 from rayds.schema import media_rows
 from rayds.sql import query
 from rayds.storage import safe_relative
@@ -56,6 +65,7 @@ def images_of(records: Records, file: str) -> tuple[pa.Table, list[DataError]]:
             bad[i] = True
             item = names[i] or (f"image {id[int(i)]}" if id[int(i)].is_valid else None)
             errors.append(DataError(reason, file=file, place=f"byte {places[i]}", item=item))
+    in_file_order(errors)
     attributes = pc.binary_join_element_wise('{"id":', id.cast(pa.string()), _array(found, "attributes"), "")
     table = pa.table(
         {
@@ -93,7 +103,7 @@ def item_columns(images: pa.Table, base: str) -> dict[str, pa.Array]:
     width, height = _array(images, "width"), _array(images, "height")
     known = pc.and_(pc.greater(pc.fill_null(width, 0), 0), pc.greater(pc.fill_null(height, 0), 0))
     return {
-        "id": pc.replace_substring_regex(names, r"([^/])\.[^./]*$", r"\1"),
+        "id": pc.replace_substring_regex(names, EXTENSION, r"\1"),
         "media": media_rows(
             len(names),
             path=pc.binary_join_element_wise(pa.scalar(base), names, "/"),

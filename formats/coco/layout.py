@@ -20,6 +20,8 @@ from rayds.storage import Listing, Storage
 TASKS = ("instances", "person_keypoints", "stuff", "panoptic", "labels", "captions", "image_info")
 SECTIONS = ("images", "annotations")
 _NAME = re.compile(rf"^({'|'.join(TASKS)})_(.+)\.json$")
+# What of a file name is no part of the item's id: no more than what the writer can tell again.
+EXTENSION = r"([^/])\.[A-Za-z0-9]{1,5}$"
 _HEAD = 1 << 20
 _TAIL = 8 << 20
 
@@ -144,7 +146,7 @@ def join_categories(parts: Iterable[tuple[str, Mapping[str, Any]]], keep_ids: bo
     colors = MaskCategories()
     for id, entry in entries.items():
         while keep_ids and len(labels) < id:
-            labels.add(f"class-{len(labels)}")
+            labels.add(f"class-{len(labels)}", coco={"id": len(labels), "@dummy": True})
         if keep_ids and len(labels) != id:
             raise DataError(f"category ids must ascend to be kept as label indexes; {id} comes late")
         _add_category(id, entry, labels, points, colors)
@@ -195,6 +197,12 @@ def _add_category(
         colors.colormap[index] = (int(color[0]), int(color[1]), int(color[2]))
 
 
+def labels_by_id(categories: Categories) -> dict[int, int]:
+    """The label index of every category id of the files."""
+    told = [(i, c.extra.get("coco")) for i, c in enumerate(categories.labels)]
+    return {c["id"]: i for i, c in told if isinstance(c, dict) and not c.get("@dummy")}
+
+
 def category_ids(categories: Categories) -> list[int]:
     """The COCO id of every label index: the original ones where all labels have one, else index + 1."""
     ids = [c.extra.get("coco", {}).get("id") for c in categories.labels]
@@ -209,6 +217,8 @@ def category_entries(categories: Categories, task: str) -> list[dict[str, Any]]:
     points = categories.points
     for index, (id, label) in enumerate(zip(category_ids(categories), categories.labels, strict=True)):
         own = label.extra.get("coco", {})
+        if own.get("@dummy"):
+            continue
         entry: dict[str, Any] = {"id": id, "name": own.get("@name", label.name)}
         if not own.get("@no_supercategory") or label.parent:
             entry["supercategory"] = label.parent

@@ -38,12 +38,10 @@ def panoptic_rows(records: Records, file: str, ctx: ReadContext, labels: dict[in
         try:
             found = _segments(record, folder, ctx.root, labels)
         except DataError as e:
+            reason = f"{e.file}: {e.reason}" if e.file else e.reason
             item = str(record.get("file_name") or record.get("image_id"))
-            errors.append(
-                DataError(
-                    e.reason, file=e.file or path, item=item, place=records.place(int(i)), remedy=e.remedy
-                )
-            )
+            place = records.place(int(i))
+            errors.append(DataError(reason, file=path, item=item, place=place, remedy=e.remedy))
             continue
         except (KeyError, TypeError, ValueError) as e:
             errors.append(DataError(f"broken panoptic record: {e!r}", file=path, place=records.place(int(i))))

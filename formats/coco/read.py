@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayds.errors import DataError, OnError
+from rayds.errors import DataError
 from rayds.format import ReadContext, Restart, Shard
 from rayds.formats._records import Records, RecordScanner
 from rayds.formats.coco.images import images_of, item_columns
@@ -47,7 +47,7 @@ class SubsetReader:
         self.ids: dict[str, list[Ints]] = {}
         self.places: dict[str, list[Ints]] = {}
         self.waiting: list[Rows] = []
-        self.counted = 0  # records of earlier files
+        self.counted = 0  # annotation records so far
         self.exclude: dict[str, frozenset[int]] = {}  # places of the records of each task to leave out
         # Blocks may go out before the file is read to its end as long as annotations come in the order of the
         # images; when one comes late after all, the whole export starts again (ctx.restartable).
@@ -81,7 +81,7 @@ class SubsetReader:
         """The task, where records must remember it to go back to its file."""
         return task if task in MARKED else None
 
-    def _parse(self, task: str, file: str, records: Records) -> Any:
+    def _parse(self, task: str, file: str, records: Records, first: int) -> Any:
         from rayds.formats.coco.panoptic import panoptic_rows
 
         path = self.ctx.root.path(file)
@@ -90,44 +90,43 @@ class SubsetReader:
         if task == "panoptic":
             return panoptic_rows(records, file, self.ctx, self.labels)
         exclude = self.exclude.get(task, frozenset())
-        return annotations_of(
-            records, path, self.labels, self._mark(task), records.first + self.counted, exclude
-        )
+        return annotations_of(records, path, self.labels, self._mark(task), first, exclude)
 
     def _read_file(self, task: str, file: str, grouping: Grouping) -> Iterator[pa.Table]:
         path = self.ctx.root.path(file)
         new_images: list[pa.Table] = []
+        broken: list[DataError] = []
         with self.ctx.root.open(file) as f:
             scanner = RecordScanner(f, path, ("",) if self.bare else SECTIONS, bare=self.bare)
-            try:
-                parsed = ordered_map(
-                    lambda r: (self._parse(task, file, r), len(r)), scanner.records(), self.ctx.workers
-                )
-                count = 0
-                for made, n in parsed:
-                    count += n
-                    errors = made.errors if isinstance(made, Rows) else made[1]
-                    for error in errors:
-                        self._bad(error)
-                    if not isinstance(made, Rows):
-                        new_images.append(made[0])
-                        continue
-                    self._take_images(new_images, path)
-                    new_images = []
-                    self.ids.setdefault(task, []).append(made.ids)
-                    self.places.setdefault(task, []).append(made.places)
-                    self._place(made, task, path, grouping, final=False)
-                    yield from self._complete(grouping)
-                self.counted += count
-                self._check_skeleton(scanner.skeleton, path)
-            except DataError as e:
-                if self.ctx.on_error is OnError.RAISE:
-                    raise
-                self._bad(e)  # what was read of the file stands
+
+            def records() -> Iterator[tuple[Records, int]]:
+                try:
+                    for part in scanner.records():
+                        yield part, self.counted
+                        self.counted += 0 if part.section == "images" else len(part)
+                except DataError as e:  # what stands before is still worth reading
+                    broken.append(e)
+
+            for made in ordered_map(lambda r: self._parse(task, file, *r), records(), self.ctx.workers):
+                for error in made.errors if isinstance(made, Rows) else made[1]:
+                    self._bad(error)
+                if not isinstance(made, Rows):
+                    new_images.append(made[0])
+                    continue
+                self._take_images(new_images, path)
+                new_images = []
+                self.ids.setdefault(task, []).append(made.ids)
+                self.places.setdefault(task, []).append(made.places)
+                self._place(made, task, path, grouping, final=False)
+                yield from self._complete(grouping)
         self._take_images(new_images, path)
         for rows in self.waiting:
             self._place(rows, task, path, grouping, final=True)
         self.waiting = []
+        if broken:
+            self._bad(broken[0])
+        else:
+            self._check_skeleton(scanner.skeleton, path)
         self._check_ids(task, path)
 
     def _complete(self, grouping: Grouping) -> Iterator[pa.Table]:
@@ -241,7 +240,7 @@ class SubsetReader:
 
     def _blocks(self, grouping: Grouping) -> Iterator[pa.Table]:
         """The blocks that have not gone out yet."""
-        if self.images:
+        if len(self.image_ids):
             make = self._make or self._maker(grouping)
             total = -(-len(self.image_ids) // grouping.size)
             yield from ordered_map(make, range(self.sent, total), self.ctx.workers)

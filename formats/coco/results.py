@@ -131,11 +131,9 @@ class ResultsReader(SubsetReader):
                         self._bad(error)
                     self._take_images([table], path)
 
-    def _parse(self, task: str, file: str, records: Records) -> Any:
+    def _parse(self, task: str, file: str, records: Records, first: int) -> Any:
         exclude = self.exclude.get(task, frozenset())
-        return annotations_of(
-            records, self.ctx.root.path(file), self.labels, None, records.first + self.counted, exclude
-        )
+        return annotations_of(records, self.ctx.root.path(file), self.labels, None, first, exclude)
 
     def _place(self, made: Rows, task: str, path: str, grouping: Grouping, final: bool) -> None:
         if self.truth is None:

@@ -18,7 +18,15 @@ import pyarrow.compute as pc
 from rayds.annotations import normal_rle, rle_runs
 from rayds.errors import DataError
 from rayds.formats._records import Records
-from rayds.formats.coco.checks import BROKEN, checked_json, constants_in, distinct_keys, integers, members_sql
+from rayds.formats.coco.checks import (
+    BROKEN,
+    checked_json,
+    constants_in,
+    distinct_keys,
+    in_file_order,
+    integers,
+    members_sql,
+)
 from rayds.formats.coco.shapes import prepend, row_order
 from rayds.schema import AnnotationType as T
 from rayds.schema import annotation_rows, mask_rows
@@ -46,7 +54,6 @@ _FIELDS = {
     "attributes": '"JSON"',
 }
 _SPEC = "{" + ",".join(f'"{k}":{v}' for k, v in _FIELDS.items()) + "}"
-_PRESENT = " + ".join(f"(r.{k} IS NOT NULL)::INT" for k in _FIELDS)
 _TYPED = [k for k, v in _FIELDS.items() if "JSON" not in v and k != "segmentation"]
 _LOOSE = [k for k, v in _FIELDS.items() if "JSON" in v]
 _CROWD = {"0": False, "false": False, "0.0": False, "1": True, "true": True, "1.0": True}
@@ -85,7 +92,7 @@ def annotations_of(
     """
     errors: list[DataError] = []
     texts, number = records.texts(), np.arange(len(records))
-    sql = f"SELECT unnest(r), {_PRESENT} AS present FROM (SELECT from_json(j, '{_SPEC}') AS r FROM t)"
+    sql = f"SELECT unnest(r) FROM (SELECT from_json(j, '{_SPEC}') AS r FROM t)"
     try:
         table = query(sql, t=pa.table({"j": texts}))
     except BROKEN:
@@ -94,7 +101,9 @@ def annotations_of(
     parser = _Parser(table.combine_chunks(), texts, number, records, file, mark, errors)
     if exclude:
         parser.keep &= ~np.isin(parser.places, sorted(exclude))
-    return parser.rows(category_labels, first)
+    made = parser.rows(category_labels, first)
+    in_file_order(errors)
+    return made
 
 
 class _Parser:
@@ -147,13 +156,22 @@ class _Parser:
             self.errors.append(DataError(what, file=self.file, place=place, item=item))
             self.keep[i] = False
 
+    def _present(self) -> Ints:
+        """How many keys, and texts, of each record the known columns explain."""
+        count = np.zeros(len(self.texts), np.int64)
+        for name in _FIELDS:
+            column = self.column(name)
+            if column.null_count < len(column):
+                there = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else 1
+                count += 2 * there if name == "caption" else there
+        return count
+
     def rows(self, category_labels: dict[int, int], first: int) -> Rows:
         for k, wrong in self.wrong.items():
             if wrong.any():
                 self.bad(wrong, lambda i, k=k: f"{k!r} is not an integer: {self._raw(i, k)}")  # type: ignore[misc]
         quotes = self.records.quotes[self.number]
-        caption = self.column("caption").is_valid().to_numpy(zero_copy_only=False)
-        irregular = np.flatnonzero(quotes != 2 * (self.numpy("present", 0) + caption))
+        irregular = np.flatnonzero(quotes != 2 * self._present())
         if len(irregular):
             self._irregular(irregular)
         self._check_loose()

@@ -391,7 +391,8 @@ def finish(fmt: Any, fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: 
                 joined.setdefault(subset, {}).setdefault(task, []).extend(files)
     for subset, files in joined.items():
         named = tuple(ctx.options.tasks) or (fmt.tasks if len(fmt.tasks) == 1 else ())
-        tasks = [t for t in TASKS if t in named or (not named and files.get(t))]
+        told = ctx.infos.get("coco", {}).get(subset, {})  # files that the source has are written though empty
+        tasks = [t for t in fmt.tasks if t in named or (not named and (files.get(t) or t in told))]
         for task in tasks or ["image_info"]:
             parts: list[bytes | str] = [
                 _head(subset, task, ctx, tasks == ["captions"]),

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rayds.annotations import decode_rle, encode_mask
+from rayds.annotations import encode_mask
 from rayds.errors import DataError
 from rayds.format import ReadContext
 from rayds.formats._records import Records
 from rayds.formats.coco.checks import checked_json
 from rayds.formats.coco.rows import NO_ID, Rows
 from rayds.item import dump_json
-from rayds.media import decode, encode
+from rayds.media import decode
 from rayds.schema import ANNOTATION_TYPE, AnnotationType
 from rayds.storage import Storage, safe_relative
 
@@ -96,28 +96,3 @@ def read_ids(data: bytes, name: str) -> npt.NDArray[np.int64]:
     bgr = pixels[:, :, :3].astype(np.int64)
     ids: npt.NDArray[np.int64] = bgr[:, :, 2] + 256 * bgr[:, :, 1] + 65536 * bgr[:, :, 0]
     return ids
-
-
-def draw_ids(masks: list[tuple[int, dict[str, Any]]], height: int, width: int) -> bytes:
-    """A panoptic PNG of (segment id, RLE) pairs, later ones on top."""
-    ids = np.zeros((height, width), np.int64)
-    for id, rle in masks:
-        ids[decode_rle(rle)] = id
-    return encode(np.stack([ids >> 16 & 255, ids >> 8 & 255, ids & 255], axis=2).astype(np.uint8), ".png")
-
-
-def segment_area(rle: dict[str, Any]) -> dict[str, Any]:
-    """area and bbox of a segment, as segments_info has them."""
-    from rayds.geometry import rle_area, rle_bbox
-
-    return {"area": rle_area(rle), "bbox": [int(v) for v in rle_bbox(rle)]}
-
-
-def segment_entry(row: dict[str, Any], category: int | None, id: int) -> dict[str, Any]:
-    """The segments_info entry of a mask row."""
-    extra = json.loads(row["extra"] or "{}").get("coco", {})
-    attributes = json.loads(row["attributes"] or "{}")
-    rle = {"size": [row["mask"]["height"], row["mask"]["width"]], "counts": row["mask"]["counts"]}
-    known = {"id": id, "category_id": category, "iscrowd": int(bool(attributes.get("is_crowd")))}
-    rest = {k: v for k, v in extra.items() if not k.startswith("@") and k != "num_keypoints"}
-    return {**known, **segment_area(rle), **rest}

@@ -12,13 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayds import geometry
 from rayds.annotations import rle_runs
 from rayds.engine.base import Position
 from rayds.errors import DataError
 from rayds.format import Format, WriteContext
 from rayds.formats._meta import write_meta
-from rayds.formats.coco import panoptic
 from rayds.formats.coco.ids import Ids, image_ids
 from rayds.formats.coco.layout import TASKS, category_entries, category_ids
 from rayds.formats.coco.records import (
@@ -34,7 +32,8 @@ from rayds.formats.coco.records import (
     polygon_lists,
     split_attributes,
 )
-from rayds.formats.coco.tasks import SHAPES, kinds_of, pick_tasks
+from rayds.formats.coco.tasks import kinds_of, pick_tasks
+from rayds.item import dump_json
 from rayds.schema import AnnotationType as T
 from rayds.schema import Flat, flat, media_field, single_chunk
 from rayds.sql import joined_bytes, query, text_column
@@ -76,6 +75,7 @@ class Block:
     owner: npt.NDArray[np.object_]
     image: npt.NDArray[np.int64]
     ids: npt.NDArray[np.int64]
+    numbered: Bools  # whether the id of each record is good
     extra: pa.Table
     width: npt.NDArray[np.int64]
     height: npt.NDArray[np.int64]
@@ -96,8 +96,12 @@ def write(
         ctx.out.write_bytes(f"{stem}-images.json", body_of(texts))
         for task, records in _tasks(fmt, shared, subset, ctx).items():
             if task == "panoptic":
-                texts = _panoptic(block, shared, records, subset, ctx)
+                from rayds.formats.coco.drawing import draw_panoptic
+
+                texts = draw_panoptic(block, shared, records, subset, ctx)
             else:
+                if not shared.numbered[records].all():
+                    raise _no_id()
                 texts = _record_texts(shared, records, task, ctx)
             if len(texts):
                 ctx.out.write_bytes(f"{stem}-{task}.json", body_of(texts))
@@ -129,23 +133,21 @@ def share_block(block: pa.Table, position: Position, ctx: WriteContext) -> Block
     own, has = identified(found)
     if ids.keep_annotations:
         numbers = np.where(has, own, numbers)
-    if ids.complete and (images.null_count or not np.all(has | ~_held(found))):
-        raise DataError(
-            "an image or annotation has no id although the others of the source have",
-            file=ctx.out.url,
-            remedy="Write with --reindex true",
-        )
+    if ids.complete and images.null_count:
+        raise _no_id()
     extra = extra_members(lead_texts(found)[1])
 
     def size(name: str) -> npt.NDArray[np.int64]:
-        return media_field(block, name).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.asarray(media_field(block, name).fill_null(0), np.int64)
 
-    return Block(found, owner, image, numbers, extra, size("width"), size("height"))
+    return Block(found, owner, image, numbers, has | (not ids.complete), extra, size("width"), size("height"))
 
 
-def _held(found: Grouped) -> Bools:
-    """The records of types that COCO holds."""
-    return np.isin(found.view.type[found.first], [int(t) for t in (*SHAPES, T.points, T.caption, T.label)])
+def _no_id() -> DataError:
+    return DataError(
+        "an image or annotation has no id although the others of the source have",
+        remedy="Write with --reindex true",
+    )
 
 
 def _running(owner: Any, what: str, position: Position, start: int) -> npt.NDArray[np.int64]:
@@ -337,58 +339,13 @@ def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
     }
 
 
-def _panoptic(
-    block: pa.Table, shared: Block, records: npt.NDArray[np.int64], subset: str, ctx: WriteContext
-) -> pa.Array:
-    """One record an image, with its id PNG; polygons are drawn. Images without segments get none."""
-    found = only_records(shared.found, records)
-    names = single_chunk(block, "id")
-    texts = []
-    owner = found.owner
-    item = found.view.item[found.first]
-    for i in dict.fromkeys(item.tolist()):
-        mine = np.flatnonzero(item == i)
-        rows = found.view.rows.take(pa.array(np.flatnonzero(np.isin(owner, mine)))).to_pylist()
-        height, width = int(shared.height[i]), int(shared.width[i])
-        entries, masks, used = [], [], set()
-        for row in sorted(rows, key=lambda r: r["z_order"]):
-            row = panoptic_mask(row, height, width)
-            if row is None:
-                continue
-            height, width = row["mask"]["height"], row["mask"]["width"]
-            id = row["id"] or row["group"]
-            while not 0 < id < 1 << 24 or id in used:
-                id = len(used) + 1 if id >= 1 << 24 or id <= 0 else id + 1
-            used.add(id)
-            category = None if row["label"] is None else ctx.state["categories"][row["label"]]
-            entries.append(panoptic.segment_entry(row, category, id))
-            masks.append((id, {"size": [height, width], "counts": row["mask"]["counts"]}))
-        if not masks:
-            continue
-        name = f"{names[i].as_py()}.png"
-        ctx.out.write_bytes(f"annotations/panoptic_{subset}/{name}", panoptic.draw_ids(masks, height, width))
-        record = {"image_id": int(shared.image[i]), "file_name": name, "segments_info": entries}
-        texts.append(json.dumps(record, separators=(",", ":")) + SEPARATOR.decode())
-    return pa.array(texts, pa.string())
-
-
-def panoptic_mask(row: dict[str, Any], height: int, width: int) -> dict[str, Any] | None:
-    """A row as a mask row; None for what has no area, or when the image's size is not known."""
-    if row["type"] == T.mask:
-        return row
-    if row["type"] != T.polygon or not height or not width:
-        return None
-    rle = geometry.polygons_to_rle([row["points"]], height, width)
-    return {**row, "mask": {"height": height, "width": width, "counts": rle["counts"]}}
-
-
 def finish(fmt: Any, fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: WriteContext) -> None:
     """Join the fragments of every subset and task into annotations/<task>_<subset>.json."""
     joined: dict[str, dict[str, list[str]]] = {}
     for fragment in fragments:
-        for subset, tasks in fragment.items():
-            for task, files in tasks.items():
-                joined.setdefault(subset, {}).setdefault(task, []).extend(files)
+        for subset, written in fragment.items():
+            for task, names in written.items():
+                joined.setdefault(subset, {}).setdefault(task, []).extend(names)
     for subset, files in joined.items():
         named = tuple(ctx.options.tasks) or (fmt.tasks if len(fmt.tasks) == 1 else ())
         told = ctx.infos.get("coco", {}).get(subset, {})  # files that the source has are written though empty
@@ -419,9 +376,9 @@ def _head(subset: str, task: str, ctx: WriteContext, alone: bool) -> bytes:
     Captions need no categories; they stand there when no other file of the subset can tell the labels (alone).
     """
     told = ctx.infos.get("coco", {}).get(subset, {})
-    source = told.get(task) or next(iter(told.values()), {})
+    source: dict[str, Any] = told.get(task) or next(iter(told.values()), {})
     top = dict(source.get("top") or _DEFAULT_TOP)
     if task != "captions" or (alone and len(ctx.categories.labels)):
         top["categories"] = category_entries(ctx.categories, task)
-    text = json.dumps(top, ensure_ascii=False, separators=(",", ":"))
+    text = dump_json(top) or "{}"
     return (text[:-1] + (",\n" if len(text) > 2 else "")).encode()

@@ -11,6 +11,7 @@ import pytest
 
 from rayds.annotations import Bbox, Caption, Label, Mask, Polygon, decode_rle
 from rayds.dataset import Dataset
+from rayds.errors import DataError
 from rayds.item import DatasetItem
 
 Json = dict[str, Any]
@@ -153,9 +154,9 @@ def test_panoptic_draws_polygons(tmp_path: Path) -> None:
     item = DatasetItem("a", image=np.zeros((8, 8, 3), np.uint8), annotations=rows, attributes={"id": 1})
     made([item]).export(str(tmp_path / "p"), "coco_panoptic")
     [record] = parsed(tmp_path / "p/annotations/panoptic_default.json")["annotations"]
-    assert [(s["id"], s["category_id"], s["area"]) for s in record["segments_info"]] == [
-        (3, 1, 16),
-        (300, 2, 16),
+    assert [(s["id"], s["category_id"], s["area"], s["bbox"]) for s in record["segments_info"]] == [
+        (3, 1, 12, [0, 0, 4, 4]),  # what is seen of it
+        (300, 2, 16, [2, 2, 4, 4]),
     ]
     [back] = read(tmp_path / "p", "coco_panoptic")
     first, second = (m for m in back.annotations if isinstance(m, Mask))
@@ -176,3 +177,38 @@ def test_z_order_is_told_as_lost(tmp_path: Path) -> None:
         str(tmp_path / "d"), "coco"
     )
     assert report.losses["z_order values"][0] == 1
+
+
+def test_a_panoptic_segment_is_an_object(tmp_path: Path) -> None:
+    two = [
+        Polygon([0, 0, 2, 0, 2, 2, 0, 2], label=0, id=9, group=9),
+        Polygon([4, 4, 6, 4, 6, 6, 4, 6], label=0, id=9, group=9),
+    ]
+    covered = Polygon([4, 4, 6, 4, 6, 6, 4, 6], label=1, z_order=-1)
+    big = Mask(SQUARE & False | np.eye(8, dtype=bool), label=1, id=1 << 30, group=3)
+    item = DatasetItem(
+        "x/a", image=np.zeros((8, 8, 3), np.uint8), annotations=[*two, covered, big], attributes={"id": 1}
+    )
+    report = made([item]).export(str(tmp_path / "p"), "coco_panoptic")
+    assert report.losses["segments that others cover"] == (1, "item 'x/a'")
+    [record] = parsed(tmp_path / "p/annotations/panoptic_default.json")["annotations"]
+    assert record["file_name"] == "x/a.png"
+    assert [(s["id"], s["category_id"]) for s in record["segments_info"]] == [(9, 1), (2, 2)]
+    [back] = read(tmp_path / "p", "coco_panoptic")
+    assert [m.image.sum() for m in back.annotations if isinstance(m, Mask)] == [8 - 4, 8]
+
+
+def test_masks_of_different_sizes_are_no_panoptic_image(tmp_path: Path) -> None:
+    masks = [Mask(np.ones((2, 2), bool), label=0), Mask(np.ones((2, 3), bool), label=0)]
+    with pytest.raises(DataError, match="item 'a': the masks of one image have different sizes: 2x2, 3x2"):
+        made([DatasetItem("a", annotations=masks)]).export(str(tmp_path / "p"), "coco_panoptic")
+
+
+def test_ids_of_what_is_not_written_do_not_matter(tmp_path: Path) -> None:
+    rows = [Bbox(0, 0, 1, 1, label=0), Caption("a thing", id=5)]
+    made([DatasetItem("a", annotations=rows, attributes={"id": 7})]).export(
+        str(tmp_path / "c"), "coco_captions"
+    )
+    assert parsed(tmp_path / "c/annotations/captions_default.json")["annotations"] == [
+        {"id": 5, "image_id": 7, "caption": "a thing"}
+    ]

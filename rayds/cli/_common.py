@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -175,6 +176,28 @@ def input_format(path: str, name: str | None, quiet: bool) -> Format:
     found = detect_format(path)
     note(f"detected format: {found.name}", quiet)
     return found
+
+
+def spare_pandas() -> None:
+    """Keep pyarrow from importing pandas (half a second) at its first conversion, which only asks whether a value is
+    one of pandas'. Where something asks pyarrow for pandas outright, it still imports it."""
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> None:
+            del path, target
+            if name == "pandas":
+                raise ModuleNotFoundError(name)
+
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa
+
+    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    try:
+        pa.array([True])
+    finally:
+        sys.meta_path.remove(Finder)  # type: ignore[arg-type]
 
 
 def read_dataset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import time
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from rayds.cli._common import (
     print_options,
     read_dataset,
     run_options,
+    spare_pandas,
 )
 from rayds.cli._progress import progress
 from rayds.errors import UsageError
@@ -99,6 +101,8 @@ def convert(
     Exit code: 0 done (with --on-error skip or quarantine also when bad items were left out), 1 the data or the job
     failed, 2 bad usage.
     """
+    if engine == "local" or (engine == "auto" and not address and "RAY_ADDRESS" not in os.environ):
+        spare_pandas()
     from rayds.registry import get_format
 
     fmt = get_format(output_format)

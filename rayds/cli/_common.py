@@ -193,11 +193,11 @@ def spare_pandas() -> None:
         return
     import pyarrow as pa
 
-    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Finder)
     try:
         pa.array([True])
     finally:
-        sys.meta_path.remove(Finder)  # type: ignore[arg-type]
+        sys.meta_path.remove(Finder)
 
 
 def read_dataset(

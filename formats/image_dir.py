@@ -95,7 +95,7 @@ class ImageDir(Format):
             part = names[start : start + SHARD_FILES]
             taken = {n: again[n] for n in part if n in again} if again else {}
             # one text pickles faster, and is smaller, than a list of thousands
-            shards.append(Shard(part[0], ("\0".join(part), ctx.options.subset, taken)))
+            shards.append(Shard(part[0], ("\0".join(part), ctx.options.subset, taken), items=len(part)))
         return Plan(Categories(), shards, ids="none")
 
     def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:

@@ -313,12 +313,15 @@ def _shards(entry: dict[str, Any], media_mode: str, root: Storage) -> Iterator[S
     groups, size = [int(n) for n in entry["row_groups"]], int(entry["bytes"])
     tasks = min(len(groups), -(-size // SHARD_BYTES)) if size else 1
     if tasks <= 1:
-        yield Shard(name, (name, None, int(entry["items"]), relative), size, root.path(name))
+        rows = int(entry["items"])
+        yield Shard(name, (name, None, rows, relative), size, root.path(name), rows)
         return
     for part in np.array_split(np.arange(len(groups)), tasks):
         chosen = part.tolist()
         rows = sum(groups[g] for g in chosen)
-        yield Shard(f"{name}#{chosen[0]}", (name, chosen, rows, relative), size // tasks, root.path(name))
+        yield Shard(
+            f"{name}#{chosen[0]}", (name, chosen, rows, relative), size // tasks, root.path(name), rows
+        )
 
 
 def _tables(ctx: ReadContext, name: str, groups: list[int] | None, wanted: set[str]) -> Iterator[pa.Table]:

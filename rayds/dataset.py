@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from rayds.categories import Categories
 from rayds.engine import make_engine
-from rayds.engine.base import Block, Blocks, Engine
+from rayds.engine.base import Block, Blocks, Engine, add_counts
 from rayds.engine.local import LocalEngine
 from rayds.errors import DataError, FormatError, OnError
 from rayds.export import export
@@ -58,10 +58,11 @@ class Dataset:
         engine: Engine | str | None = None,
         on_error: OnError | str = OnError.RAISE,
         size: int = 0,
+        expected: int | None = None,
     ) -> None:
         self._build, self._categories, self._ids = build, categories, ids
         self._infos = dict(infos or {})
-        self._format, self._path, self._size = format, path, size
+        self._format, self._path, self._size, self._expected = format, path, size, expected
         self._engine, self._on_error = engine, OnError(on_error)
         self._counts: dict[str, int] | None = None
         self._derived = False
@@ -107,6 +108,7 @@ class Dataset:
         plan = fmt.plan(files, PlanContext(made, policy, partial(_fold, runner)))
         root = fmt.root(files)
         size = sum(s.size or 0 for s in plan.shards)
+        items = [s.items for s in plan.shards]
 
         def build(engine: Engine) -> Blocks:
             ctx = ReadContext(root, made, plan.categories, policy)
@@ -125,6 +127,7 @@ class Dataset:
             engine=engine,
             on_error=policy,
             size=size,
+            expected=None if None in items else sum(filter(None, items)),
         )
 
     @classmethod
@@ -183,6 +186,11 @@ class Dataset:
         """What the source says of the whole dataset, by format family."""
         return self._infos
 
+    @property
+    def expected(self) -> int | None:
+        """About how many items there will be (with the bad ones), where the source tells that without being read."""
+        return self._expected
+
     def _run(self, engine: Engine | str | None = None) -> tuple[Engine, Blocks]:
         found = make_engine(engine if engine is not None else self._engine, size=self._size)
         return found, self._build(found)
@@ -202,7 +210,7 @@ class Dataset:
     def _subset_counts(self) -> dict[str, int]:
         if self._counts is None:
             engine, blocks = self._run()
-            self._counts = engine.fold(blocks, _count_subsets, _add) or {}
+            self._counts = engine.fold(blocks, _count_subsets, add_counts) or {}
         return self._counts
 
     def __len__(self) -> int:
@@ -445,10 +453,6 @@ def _from_tables(tables: list[pa.Table]) -> Build:
 def _count_subsets(block: Block) -> dict[str, int]:
     good = split_errors(block)[0]
     return {v["values"]: v["counts"] for v in pc.value_counts(good.column("subset")).to_pylist()}
-
-
-def _add(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
-    return {k: a.get(k, 0) + b.get(k, 0) for k in [*a, *(k for k in b if k not in a)]}
 
 
 def _only_subset(name: str, block: Block) -> Block:

@@ -102,5 +102,9 @@ class OnError(str, Enum):
     SKIP = "skip"
     QUARANTINE = "quarantine"
 
+    @classmethod
+    def _missing_(cls, value: object) -> OnError:
+        raise UnknownNameError("policy for bad items", str(value), [policy.value for policy in cls])
+
     def __str__(self) -> str:
         return self.value

@@ -84,12 +84,16 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Shard:
-    """What one read task reads. data: whatever the format's `read` needs, small and picklable."""
+    """What one read task reads. data: whatever the format's `read` needs, small and picklable.
+
+    items: how many it holds, where that is known without reading; progress tells the time left by it.
+    """
 
     name: str
     data: Any
     size: int | None = None  # bytes
     file: str | None = None  # full path of the file that messages name, where it is one
+    items: int | None = None
 
 
 @dataclass
@@ -225,6 +229,9 @@ class Format(ABC):
         True  # whether boxes that `read` gives wholly outside their image are bad items
     )
     own_media: ClassVar[bool] = False  # whether `write` saves the images itself
+
+    def __repr__(self) -> str:
+        return f"<format {self.name}: {self.title}>"
 
     @dataclass(frozen=True)
     class ReadOptions(Options):

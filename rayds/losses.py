@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayds.engine.base import add_counts
 from rayds.format import Capabilities
 from rayds.schema import AnnotationType, Flat, flat, media_field, single_chunk
 from rayds.sql import query
@@ -36,16 +36,12 @@ class Summary:
         """The sum of both, examples of the first."""
         return Summary(
             self.items + other.items,
-            _add(self.annotations, other.annotations),
+            add_counts(self.annotations, other.annotations),
             self.objects + other.objects,
-            _add(self.subsets, other.subsets),
+            add_counts(self.subsets, other.subsets),
             merge_losses(self.losses, other.losses),
             self.errors + other.errors,
         )
-
-
-def _add(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-    return {k: a.get(k, 0) + b.get(k, 0) for k in [*a, *(k for k in b if k not in a)]}
 
 
 def merge_losses(a: Losses, b: Losses) -> Losses:

@@ -259,7 +259,7 @@ def _shards(
             {at[id]: v for id, v in subset.labels.items() if id in at},
             {at[id]: v for id, v in subset.bad.items() if id in at},
         )
-        yield Shard(f"{name}/{part[0]}", data, size=len(part) * 1500)
+        yield Shard(f"{name}/{part[0]}", data, size=len(part) * 1500, items=len(part))
 
 
 def flat_xml(files: Listing, limit: int = 0) -> dict[str, list[str]]:

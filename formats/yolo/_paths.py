@@ -161,7 +161,7 @@ def name_shards(subset: str, base: str, found: Scan, token: str) -> list[Shard]:
         few = slice(i, i + SHARD_ITEMS)
         labels, ids = tuple(found.labels[few]), _ids(found.images[few], base, found.twins)
         part = Part(subset, base, token, names=tuple(found.images[few]), labels=labels, ids=ids)
-        made.append(Shard(f"{subset}-{i // SHARD_ITEMS}", part, 400 * len(labels)))
+        made.append(Shard(f"{subset}-{i // SHARD_ITEMS}", part, 400 * len(labels), items=len(labels)))
     return made
 
 

@@ -303,15 +303,19 @@ def _text(literal: bytes) -> str | None:
         return None
 
 
-def read_tail_key(tail: bytes, key: str) -> Any:
-    """The value of a top-level key that stands in the last bytes of a JSON object, or None when it does not.
+_AFTER_ARRAY = re.compile(rb"[}\[]\s*\]\s*,\s*(?=\")")
+_TAIL_TRIES = 300
 
-    tail must end where the file ends; the key counts only when all from it to the end reads as the end of an object.
+
+def read_tail(tail: bytes) -> dict[str, Any]:
+    """The top-level keys that stand whole in the last bytes of a JSON object, after an array (of objects, or empty).
+
+    tail must end where the file ends; a key counts only when all from it to the end reads as the end of an object.
     """
-    for match in re.finditer(rb'"' + re.escape(key.encode()) + rb'"\s*:', tail):
+    found: dict[str, Any] = {}
+    for match in [*_AFTER_ARRAY.finditer(tail)][-_TAIL_TRIES:][::-1]:
         try:
-            found = json.loads(b"{" + tail[match.start() :])
+            found = json.loads(b"{" + tail[match.end() :])
         except ValueError:
             continue
-        return found[key]
-    return None
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 
 from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories, PointsCategory
 from rayds.errors import DataError, FormatError
-from rayds.formats._records import RecordScanner, read_tail_key
+from rayds.formats._records import RecordScanner, read_tail
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
 from rayds.storage import Listing, Storage
 
@@ -78,10 +78,7 @@ def peek(storage: Storage, name: str, broken_ok: bool = False) -> dict[str, Any]
     if size > _HEAD + _TAIL:
         found = _head(storage, name)
         tail = storage.read_range(name, size - _TAIL, size)
-        if "categories" not in found:
-            found |= {
-                k: v for k in ("categories", "info", "licenses") if (v := read_tail_key(tail, k)) is not None
-            }
+        found |= {k: v for k, v in read_tail(tail).items() if k not in SECTIONS}
         if "categories" in found:
             return found
     with storage.open(name) as f:

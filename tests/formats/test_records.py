@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rayds.errors import DataError
-from rayds.formats._records import RecordScanner, read_tail_key
+from rayds.formats._records import RecordScanner, read_tail
 
 WANTED = ("items", "images")
 MEAN = '{}[]",:\\ \n\té\0{"items":[{'
@@ -230,15 +230,19 @@ def test_records_may_hold_the_names_of_sections():
 @pytest.mark.parametrize(
     ("tail", "expected"),
     [
-        (b'"x":1}],"categories":[{"id":1}]}', [{"id": 1}]),
-        (b'"categories" : {"a": "}"} , "z": 1 }\n', {"a": "}"}),
-        (b'"categories": 1}], "z": 2}', None),
-        (b'"x": "\\"categories\\": 1"}', None),
-        (b"", None),
+        (b'"x":1}],"categories":[{"id":1}]}', {"categories": [{"id": 1}]}),
+        (
+            b'1}]}],"b":[{"c":[[1]]},{"d":[{}],"e":1}] , "z": 2 }\n',
+            {"b": [{"c": [[1]]}, {"d": [{}], "e": 1}], "z": 2},
+        ),
+        (b'"categories":1}],"d":0},{"e":1}], "z": 2}', {"z": 2}),
+        (b'"annotations":[],"z":"],\\"y\\":1}"}', {"z": '],"y":1}'}),
+        (b'"x": "\\"categories\\": 1"}', {}),
+        (b"", {}),
     ],
 )
-def test_a_key_at_the_end(tail, expected):
-    assert read_tail_key(tail, "categories") == expected
+def test_keys_at_the_end(tail, expected):
+    assert read_tail(tail) == expected
 
 
 @pytest.mark.slow

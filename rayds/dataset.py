@@ -14,7 +14,7 @@ from rayds.categories import Categories
 from rayds.engine import make_engine
 from rayds.engine.base import Block, Blocks, Engine, add_counts
 from rayds.engine.local import LocalEngine
-from rayds.errors import DataError, FormatError, OnError
+from rayds.errors import DataError, FormatError, OnError, UsageError
 from rayds.export import export
 from rayds.format import (
     BLOCK_ROWS,
@@ -323,12 +323,14 @@ class Dataset:
         return self._derive(build, categories=categories, ids="unknown")
 
     def repartition(self, shards: int, by: str = "id") -> Dataset:
-        """The same items in `shards` blocks: each item (by="id") or each subset (by="subset") has one fixed shard.
+        """The same items in up to `shards` blocks: each item (by="id") or each subset (by="subset") has one fixed shard.
 
         An item's shard follows from its key alone, so that it is the same for every run and engine.
         """
         if by not in ("id", "subset"):
-            raise FormatError(f"repartition by 'id' or 'subset', not {by!r}")
+            raise UsageError(f"repartition by 'id' or 'subset', not {by!r}")
+        if shards < 1:
+            raise UsageError(f"repartition into 1 or more shards, not {shards}")
         from rayds.sharding import repartition
 
         return self._derive(lambda engine: repartition(engine, self._build(engine), shards, by))

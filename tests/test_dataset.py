@@ -107,3 +107,21 @@ def test_a_format_shows_its_name() -> None:
     from rayds.registry import get_format
 
     assert repr(get_format("image_dir")) == "<format image_dir: a folder of images (no annotations)>"
+
+
+def test_an_item_has_one_shard_whatever_stands_beside_it() -> None:
+    def shards(dataset: dm.Dataset) -> list[list[str]]:
+        return [block.column("id").to_pylist() for block in dataset.repartition(4).blocks()]
+
+    all_items = boxes(*[0] * 40)
+    whole = shards(all_items)
+    assert len(whole) == 4
+    assert sorted(sum(whole, [])) == sorted(item.id for item in all_items)
+    half = shards(all_items.select(lambda item: int(item.id[1:]) % 2 == 0))
+    assert half == [[id for id in shard if int(id[1:]) % 2 == 0] for shard in whole]
+
+
+@pytest.mark.parametrize(("shards", "by"), [(0, "id"), (2, "name")])
+def test_a_repartition_that_makes_no_sense(shards: int, by: str) -> None:
+    with pytest.raises(dm.UsageError, match="repartition"):
+        boxes(0).repartition(shards, by)

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayds.callbacks import map_items, select_items
 from rayds.categories import Categories
 from rayds.engine import make_engine
 from rayds.engine.base import Block, Blocks, Engine, add_counts
 from rayds.engine.local import LocalEngine
-from rayds.errors import DataError, FormatError, OnError, UsageError
+from rayds.errors import DataError, FormatError, OnError, UnknownNameError, UsageError
 from rayds.export import export
 from rayds.format import (
     BLOCK_ROWS,
@@ -26,14 +27,13 @@ from rayds.format import (
     Shard,
     WriteContext,
     read_shard,
-    with_errors,
 )
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
 from rayds.op import Op, prepared
 from rayds.registry import detect_format, get_format
 from rayds.report import Report
-from rayds.schema import DEFAULT_SUBSET, ITEM_SCHEMA, conform, empty_table, split_errors
+from rayds.schema import DEFAULT_SUBSET, conform, empty_table, split_errors
 from rayds.storage import Listing, Storage
 
 Build = Callable[[Engine], Blocks]
@@ -48,8 +48,8 @@ class Dataset:
 
     def __init__(
         self,
-        build: Build,
-        categories: Categories,
+        build: Build | None = None,
+        categories: Any = None,
         *,
         ids: Ids = "unknown",
         infos: Mapping[str, Any] | None = None,
@@ -60,7 +60,8 @@ class Dataset:
         size: int = 0,
         expected: int | None = None,
     ) -> None:
-        self._build, self._categories, self._ids = build, categories, ids
+        self._build = build or _from_tables([])
+        self._categories, self._ids = Categories.of(categories), ids
         self._infos = dict(infos or {})
         self._format, self._path, self._size, self._expected = format, path, size, expected
         self._engine, self._on_error = engine, OnError(on_error)
@@ -221,7 +222,9 @@ class Dataset:
         return {name: self.get_subset(name) for name in self._subset_counts()}
 
     def get_subset(self, name: str) -> Dataset:
-        """The items of one subset."""
+        """The items of one subset; raises UnknownNameError for one that is known not to be there."""
+        if self._counts is not None and name not in self._counts:
+            raise UnknownNameError("subset", name, self._counts)
         made = self.map_batches(partial(_only_subset, name))
         if self._counts is not None:
             made._counts = {name: self._counts[name]} if name in self._counts else {}
@@ -276,11 +279,11 @@ class Dataset:
     def map(self, fn: Callable[[DatasetItem], DatasetItem | None], *, categories: Any = None) -> Dataset:
         """fn over items; None leaves the item out. categories: those of the result, when fn changes labels."""
         changes = {} if categories is None else {"categories": Categories.of(categories)}
-        return self.map_batches(partial(_map_items, fn, self._on_error), ids="unknown", **changes)
+        return self.map_batches(partial(map_items, fn, self._on_error), ids="unknown", **changes)
 
     def select(self, fn: Callable[[DatasetItem], bool]) -> Dataset:
         """The items for which fn is true."""
-        return self.map_batches(partial(_select_items, fn, self._on_error))
+        return self.map_batches(partial(select_items, fn, self._on_error))
 
     def transform(self, op: Op | str, **options: Any) -> Dataset:
         """The dataset after an operation: a plug-in by its name, with its options, or an Op object."""
@@ -321,6 +324,18 @@ class Dataset:
             )
 
         return self._derive(build, categories=categories, ids="unknown")
+
+    def put(self, item: DatasetItem) -> Dataset:
+        """The dataset with an item at its end; one of the same id and subset is replaced."""
+        rest = self.remove(item.id, item.subset)
+        table = to_table([item])
+        return rest._derive(
+            lambda engine: engine.chain([rest._build(engine), engine.source([table], _itself)]), ids="unknown"
+        )
+
+    def remove(self, id: str, subset: str | None = None) -> Dataset:
+        """The dataset without the item of an id and subset (default: "default")."""
+        return self.map_batches(partial(_without, str(id), subset or DEFAULT_SUBSET))
 
     def repartition(self, shards: int, by: str = "id") -> Dataset:
         """The same items in up to `shards` blocks: each item (by="id") or each subset (by="subset") has one fixed shard.
@@ -457,47 +472,18 @@ def _count_subsets(block: Block) -> dict[str, int]:
     return {v["values"]: v["counts"] for v in pc.value_counts(good.column("subset")).to_pylist()}
 
 
+def _itself(table: pa.Table) -> Iterator[Block]:
+    return iter([table])
+
+
+def _without(id: str, subset: str, block: Block) -> Block:
+    same = pc.and_(pc.equal(block.column("id"), id), pc.equal(block.column("subset"), subset))
+    return block.filter(pc.invert(same))
+
+
 def _only_subset(name: str, block: Block) -> Block:
     return block.filter(pc.equal(block.column("subset"), name or DEFAULT_SUBSET))
 
 
 def _drop_errors(block: Block) -> Block:
     return split_errors(block)[0]
-
-
-def _map_items(fn: Callable[[DatasetItem], DatasetItem | None], policy: OnError, block: Block) -> Block:
-    made: list[DatasetItem] = []
-    errors: list[dict[str, Any]] = []
-    for item in from_table(block):
-        try:
-            out = fn(item)
-        except Exception as e:
-            if policy is OnError.RAISE:
-                raise
-            error = DataError(f"{type(e).__name__}: {e}", item=item.id)
-            errors.append({"subset": item.subset, **error.record()})
-            continue
-        if out is not None:
-            made.append(out)
-    table = to_table(made) if made else ITEM_SCHEMA.empty_table()
-    return table if policy is OnError.RAISE else with_errors(table, errors)
-
-
-def _select_items(fn: Callable[[DatasetItem], bool], policy: OnError, block: Block) -> Block:
-    keep: list[bool] = []
-    errors: list[dict[str, Any]] = []
-    for item in from_table(block):
-        try:
-            keep.append(bool(fn(item)))
-        except Exception as e:
-            if policy is OnError.RAISE:
-                raise
-            keep.append(False)
-            errors.append(
-                {"subset": item.subset, **DataError(f"{type(e).__name__}: {e}", item=item.id).record()}
-            )
-    table = block.filter(pa.array(keep, pa.bool_()))
-    return table if policy is OnError.RAISE else with_errors(table, errors)
-
-
-__all__ = ["Dataset"]

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds import media
+from rayds.checks import writable_items
 from rayds.engine.base import Blocks, Engine, Position
 from rayds.errors import DataError, LossError, OnError
-from rayds.format import Capabilities, Format, WriteContext, with_errors
+from rayds.format import Capabilities, Format, WriteContext
 from rayds.losses import NOTE, Summary, summarize
 from rayds.report import Report
-from rayds.schema import DEFAULT_SUBSET, MEDIA_TYPE, flat, media_field, single_chunk, split_errors
+from rayds.schema import DEFAULT_SUBSET, MEDIA_TYPE, media_field, single_chunk, split_errors
 from rayds.storage import Storage, check_output
 
 IO_THREADS = 8
@@ -144,30 +145,6 @@ def save_media(fmt: Format, block: pa.Table, ctx: WriteContext) -> pa.Table:
     return _keep(block, failed, ctx)
 
 
-def without_unknown_labels(known: int, policy: OnError, block: pa.Table) -> pa.Table:
-    """The block without items that have a label index beyond the categories: bad items, as no format can name them."""
-    view = flat(block)
-    rows = np.flatnonzero(view.numpy("label", -1) >= known)
-    errors: list[dict[str, Any]] = []
-    keep = np.ones(block.num_rows, bool)
-    for row in rows:
-        item = int(view.item[row])
-        if not keep[item]:
-            continue
-        keep[item] = False
-        label = int(view.numpy("label", -1)[row])
-        error = DataError(
-            f"the label index {label} of an annotation is beyond the {known} labels of the categories",
-            item=block.column("id")[item].as_py(),
-            remedy="Give categories with all labels, or correct the index",
-        )
-        if policy is OnError.RAISE:
-            raise error
-        errors.append({"subset": block.column("subset")[item].as_py(), **error.record()})
-    good = block.filter(pa.array(keep)) if errors else block
-    return good if policy is OnError.RAISE else with_errors(good, errors)
-
-
 def export(
     engine: Engine,
     blocks: Blocks,
@@ -188,7 +165,7 @@ def export(
     check_output(target, inputs, overwrite)
     caps = fmt.capabilities(ctx.options)
     fmt.prepare(ctx)
-    blocks = engine.map(blocks, partial(without_unknown_labels, len(ctx.categories.labels), ctx.on_error))
+    blocks = engine.map(blocks, partial(writable_items, len(ctx.categories.labels), ctx.on_error))
     if strict:
         check_losses(engine, blocks, caps, fmt)
     if fmt.needs_survey(ctx):

@@ -4,6 +4,7 @@ of every format, op and launcher come from them."""
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -170,7 +171,11 @@ def _one(f: dataclasses.Field[Any], flag: str, value: Any, base: type) -> Any:
         raise UsageError(f"{flag}: {value!r} is neither true nor false")
     if choices:
         if str(value) not in choices:
-            raise UsageError(f"{flag}: {value!r} is not one of {', '.join(dict.fromkeys(choices.values()))}")
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"; did you mean {choices[near[0]]!r}?" if near else ""
+            raise UsageError(
+                f"{flag}: {value!r} is not one of {', '.join(dict.fromkeys(choices.values()))}{hint}"
+            )
         return choices[str(value)]
     if isinstance(value, base) and not isinstance(value, bool):
         return value

@@ -125,3 +125,56 @@ def test_an_item_has_one_shard_whatever_stands_beside_it() -> None:
 def test_a_repartition_that_makes_no_sense(shards: int, by: str) -> None:
     with pytest.raises(dm.UsageError, match="repartition"):
         boxes(0).repartition(shards, by)
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo", "yolo_ultralytics", "datumaro", "rayds"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_coordinate_that_is_no_finite_number_is_a_bad_item(
+    format: str, value: float, tmp_path: Path
+) -> None:
+    image = dm.Image(path="a.jpg", size=(10, 20))
+    items = [
+        dm.DatasetItem(name, image=image, annotations=[dm.Bbox(x, 2, 3, 4, label=0)])
+        for name, x in (("good", 1), ("bad", value))
+    ]
+    dataset = dm.Dataset.from_iterable(items, categories=["cat"])
+    with pytest.raises(dm.DataError, match="item 'bad': a coordinate of an annotation is no finite number"):
+        dataset.export(str(tmp_path / "out"), format)
+    report = dataset.export(str(tmp_path / "out"), format, on_error="skip")
+    assert (report.items, len(report.errors)) == (1, 1)
+
+
+def test_the_first_example_of_the_manual_with_put() -> None:
+    labels = dm.LabelCategories.from_iterable(["cat", "dog"])
+    dataset = dm.Dataset(categories={dm.AnnotationType.label: labels})
+    assert len(dataset) == 0
+    item = dm.DatasetItem(id=0, image=np.ones((5, 5, 3)), annotations=[dm.Bbox(1, 2, 3, 4, label=0)])
+    one = dataset.put(item)
+    assert (len(dataset), len(one)) == (0, 1)
+    again = one.put(dm.DatasetItem(1)).put(item.wrap(annotations=[]))
+    assert [(i.id, len(i.annotations)) for i in again] == [("1", 0), ("0", 0)]
+    assert [i.id for i in again.remove("1")] == ["0"]
+
+
+def test_put_and_remove_on_each_engine(engine: Any) -> None:
+    dataset = dm.Dataset.from_iterable([dm.DatasetItem(i) for i in range(5)], engine=engine)
+    made = dataset.put(dm.DatasetItem(3, attributes={"new": True})).remove("0")
+    assert [(i.id, i.attributes) for i in made] == [("1", {}), ("2", {}), ("4", {}), ("3", {"new": True})]
+
+
+def test_a_subset_that_is_not_there_suggests_the_nearest() -> None:
+    dataset = dm.Dataset.from_iterable([dm.DatasetItem("a", subset="train")])
+    assert len(dataset) == 1
+    with pytest.raises(dm.UnknownNameError, match="'trian'.*Did you mean 'train'"):
+        dataset.get_subset("trian")
+
+
+def test_a_function_that_fails_names_the_item() -> None:
+    dataset = dm.Dataset.from_iterable([dm.DatasetItem("a"), dm.DatasetItem("b")])
+
+    def fail(item: dm.DatasetItem) -> bool:
+        return item.id == "a" or bool(1 / 0)
+
+    for made in (dataset.select(fail), dataset.map(lambda item: item if fail(item) else None)):
+        with pytest.raises(dm.DataError, match="item 'b': the function given failed with ZeroDivisionError"):
+            list(made)

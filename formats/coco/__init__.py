@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.engine.base import Position
-from rayds.errors import FormatError, OnError
+from rayds.errors import FormatError, OnError, UnknownNameError
 from rayds.format import (
     Capabilities,
     Confidence,
@@ -163,11 +163,11 @@ class Coco(Format):
     # writing
 
     def written_tasks(self, options: Any) -> Sequence[str]:
-        """The tasks that may be written; raises FormatError for an unknown one."""
+        """The tasks that may be written; raises UnknownNameError for another."""
         chosen = tuple(options.tasks) or self.tasks
         for task in chosen:
             if task not in self.tasks:
-                raise FormatError(f"{self.name} has no task {task!r}; it has {', '.join(self.tasks)}")
+                raise UnknownNameError(f"{self.name} task", task, self.tasks)
         return chosen
 
     def capabilities(self, options: Any) -> Capabilities:

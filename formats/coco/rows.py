@@ -261,6 +261,8 @@ class _Parser:
     def _labels(self, category_labels: dict[int, int]) -> pa.Array:
         """The label index of every record, null where it names no category."""
         ids = self.column("category_id")
+        if ids.null_count:
+            self._check_category_key(ids)
         if ids.null_count == len(ids):
             return pa.nulls(len(ids), pa.int32())
         known = np.array(sorted(category_labels), np.int64)
@@ -274,6 +276,15 @@ class _Parser:
         self.bad(known[at] != values, lambda i: f"the category id {values[i]} is unknown")
         labels = np.array([category_labels[int(k)] for k in known], np.int32)[at]
         return pa.array(labels, mask=ids.is_null().to_numpy(zero_copy_only=False))
+
+    def _check_category_key(self, ids: pa.Array) -> None:
+        """Null says that an annotation has no category; only captions may say nothing of it."""
+        missing = pc.and_(ids.is_null(), self.column("caption").is_null())
+        rows = np.flatnonzero(missing.to_numpy(zero_copy_only=False))
+        said = pc.match_substring(self.texts.take(pa.array(rows)), '"category_id"')
+        wrong = np.zeros(len(ids), bool)
+        wrong[rows[~said.to_numpy(zero_copy_only=False)]] = True
+        self.bad(wrong, "the key 'category_id' is missing")
 
     def _shapes(self) -> tuple[pa.ListArray, npt.NDArray[np.bool_]]:
         """(the box, if any, and the polygons of each record as a list of lists, whether it has a box)."""

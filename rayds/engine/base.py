@@ -67,6 +67,10 @@ class Engine(ABC):
         """fn over every block; it sees no error rows."""
 
     @abstractmethod
+    def chain(self, parts: Sequence[Blocks]) -> Blocks:
+        """The blocks of several handles, one after the other."""
+
+    @abstractmethod
     def map_stateful(
         self,
         blocks: Blocks,

@@ -59,6 +59,9 @@ class LocalEngine(Engine):
     def map(self, blocks: LocalBlocks, fn: Stage) -> LocalBlocks:
         return replace(blocks, stages=(*blocks.stages, guarded(fn)))
 
+    def chain(self, parts: Sequence[LocalBlocks]) -> LocalBlocks:
+        return LocalBlocks(lambda: (block for part in parts for block in self.iterate(part)))
+
     def map_stateful(
         self,
         blocks: LocalBlocks,

@@ -101,6 +101,19 @@ class RayEngine(Engine):
         """Like map with a stage that sees error rows too."""
         return self._map(blocks, _bounded(fn, fn, self.retries))
 
+    def chain(self, parts: Sequence[RayBlocks]) -> RayBlocks:
+        some = [p for p in parts if p.dataset is not None]
+        if len(some) < 2:
+            return some[0] if some else RayBlocks(None)
+        first, *others = [p.dataset for p in some]
+        assert first is not None
+        with self._planning():
+            dataset = first.union(*others)
+        sizes = [p.size for p in some]
+        return RayBlocks(
+            dataset, sum(p.shards for p in some), None if None in sizes else sum(filter(None, sizes))
+        )
+
     def map_stateful(
         self,
         blocks: RayBlocks,

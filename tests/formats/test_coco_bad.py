@@ -82,6 +82,7 @@ BAD_RECORDS: list[tuple[Json, str]] = [
     (record(image_id="abc"), "'image_id'"),
     (record(image_id=9), "the image id 9 is not among the images"),
     (record(category_id=9), "the category id 9 is unknown"),
+    (record(category_id=GONE), "the key 'category_id' is missing"),
     (record(category_id="cat"), "'category_id' has the wrong type: \"cat\""),
     (record(category_id=1.4), "'category_id' is not an integer: 1.4"),
     (record(id="abc"), "'id' has the wrong type: \"abc\""),

@@ -167,7 +167,7 @@ def test_annotations_with_little(tmp_path: Path) -> None:
         {**bare, "bbox": []},
         {**bare, "segmentation": []},
         {**bare, "bbox": [1, 2, 3, 4], "segmentation": []},
-        {"image_id": 1, "bbox": [0, 0, 1, 1]},
+        {"image_id": 1, "category_id": None, "bbox": [0, 0, 1, 1]},
     ]
     [item] = read(put(tmp_path, document(rows)))
     assert [type(a) for a in item.annotations] == [Label, Label, Label, Bbox, Bbox]

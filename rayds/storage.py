@@ -11,6 +11,7 @@ import os
 import posixpath
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,16 @@ def _naming(path: str) -> Iterator[None]:
         raise
     except OSError as e:
         raise StorageError(f"{path}: {e.strerror or e}") from e
+
+
+_folder_locks: dict[str, threading.Lock] = {}
+
+
+def _folder_lock(path: str) -> threading.Lock:
+    """The lock of a folder in which files are being created."""
+    if len(_folder_locks) > 1000:
+        _folder_locks.clear()
+    return _folder_locks.setdefault(path, threading.Lock())
 
 
 class Storage:
@@ -277,6 +288,8 @@ class Storage:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         made: set[str] = set()
         dir_fd = os.open(base, os.O_RDONLY)
+        lock = _folder_lock(base)
+        lock.acquire()  # threads that create files in one folder only get in each other's way
         try:
             for name, data in pairs:
                 if "/" in name and (parent := posixpath.dirname(name)) not in made:
@@ -293,6 +306,7 @@ class Storage:
         except OSError as e:
             raise StorageError(f"{base}/{name}: {e.strerror or e}") from e
         finally:
+            lock.release()
             os.close(dir_fd)
 
     @contextmanager

@@ -806,7 +806,7 @@ def test_what_json_can_not_hold_is_named_or_left_out(tmp_path):
         DatasetItem("a", [Bbox(1, 2, 3, 4)]),
         DatasetItem("b", [Label(0), Polygon([0, 0, 1, 1, float("nan"), 2])]),
     ]
-    with pytest.raises(DataError, match="item 'b': a polygon with a coordinate that is no number"):
+    with pytest.raises(DataError, match="item 'b': a coordinate of an annotation is no finite number"):
         Dataset.from_iterable(items, LABELS).export(str(tmp_path / "out"), "datumaro")
     assert not (tmp_path / "out").exists()
     report = Dataset.from_iterable(items, LABELS).export(str(tmp_path / "out"), "datumaro", on_error="skip")

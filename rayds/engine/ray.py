@@ -105,8 +105,7 @@ class RayEngine(Engine):
         some = [p for p in parts if p.dataset is not None]
         if len(some) < 2:
             return some[0] if some else RayBlocks(None)
-        first, *others = [p.dataset for p in some]
-        assert first is not None
+        first, *others = [p.dataset for p in some if p.dataset is not None]
         with self._planning():
             dataset = first.union(*others)
         sizes = [p.size for p in some]

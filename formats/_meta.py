@@ -13,8 +13,9 @@ from typing import Any
 
 from rayds.categories import Categories, LabelCategories, MaskCategories, Rgb
 from rayds.errors import DataError
+from rayds.listing import Listing
 from rayds.schema import AnnotationType
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 META_FILE = "dataset_meta.json"
 

@@ -31,10 +31,10 @@ from rayds.format import (
     WriteContext,
     item_id,
 )
+from rayds.listing import Listing
 from rayds.media import is_image
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import DEFAULT_SUBSET, item_table, media_field, media_rows, single_chunk
-from rayds.storage import Listing
 
 SHARD_FILES = 5000
 DETECT_FILES = 1000

@@ -37,6 +37,7 @@ from rayds.format import (
     Shard,
     WriteContext,
 )
+from rayds.listing import Listing
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import (
     ITEM_SCHEMA,
@@ -48,7 +49,7 @@ from rayds.schema import (
     with_annotations,
     with_media,
 )
-from rayds.storage import Listing, Storage, is_url, safe_relative
+from rayds.storage import Storage, is_url, safe_relative
 
 VERSION = 1
 INDEX = "rayds.json"

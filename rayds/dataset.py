@@ -30,11 +30,12 @@ from rayds.format import (
 )
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
+from rayds.listing import Listing
 from rayds.op import Op, prepared
 from rayds.registry import detect_format, get_format
 from rayds.report import Report
 from rayds.schema import DEFAULT_SUBSET, conform, empty_table, split_errors
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 Build = Callable[[Engine], Blocks]
 

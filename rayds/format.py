@@ -23,6 +23,7 @@ from rayds.categories import Categories
 from rayds.engine.base import Position
 from rayds.errors import DataError, FormatError, OnError
 from rayds.item import DatasetItem, from_table, to_table
+from rayds.listing import Listing
 from rayds.options import Options, SaveMedia
 from rayds.schema import (
     DEFAULT_SUBSET,
@@ -35,7 +36,7 @@ from rayds.schema import (
     single_chunk,
     with_annotations,
 )
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rayds.errors import FormatError, UnknownNameError
 from rayds.format import Confidence, Format
-from rayds.storage import Listing
+from rayds.listing import Listing
 
 FORMAT_ALIASES = {"coco_roboflow": "roboflow_coco", "yolov8": "yolo_ultralytics", "yolo_strict": "yolo"}
 

@@ -6,7 +6,6 @@ because creating many small files is where the time of several formats goes.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import posixpath
 import re
@@ -441,100 +440,3 @@ def check_output(out: Storage, inputs: Sequence[str], overwrite: bool) -> None:
     for path in kept:
         if path == target or path.startswith(target.rstrip("/") + "/"):
             raise OutputExistsError(f"{out.url} holds {path} and can't be replaced; give another folder")
-
-
-class Listing:
-    """The files under a dataset path, listed folder by folder, each once, when asked.
-
-    root: the Storage of the folder; file: the name of one file in it when the user gave a file, else None.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        storage = Storage(path)
-        self.file: str | None = None
-        if storage.local and not os.path.exists(storage.url):
-            raise FileNotFoundError(f"{storage.url}: no such file or folder")
-        if not storage.is_dir():
-            if not storage.local and not storage.exists():
-                raise FileNotFoundError(f"{storage.url}: no such file or folder")
-            storage, self.file = storage.parent, storage.name
-        self.root = storage
-        self._entries: dict[str, tuple[list[str], list[str]]] = {}
-
-    def __repr__(self) -> str:
-        return f"Listing({self.root.path(self.file or '')!r})"
-
-    def up(self, levels: int = 1) -> Listing:
-        """The listing of a folder above; `file` becomes relative to it."""
-        made = Listing.__new__(Listing)
-        made.root, made.file, made._entries = self.root, self.file, {}
-        for _ in range(levels):
-            made.file = f"{made.root.name}/{made.file}" if made.file else None
-            made.root = made.root.parent
-        return made
-
-    def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
-        """(folders, files) directly in a folder, sorted."""
-        if folder not in self._entries:
-            self._entries[folder] = self.root.entries(folder)
-        return self._entries[folder]
-
-    def dirs(self, folder: str = "") -> list[str]:
-        """Names of the folders directly in a folder."""
-        return self.entries(folder)[0]
-
-    def files(self, folder: str = "") -> list[str]:
-        """Names of the files directly in a folder."""
-        return self.entries(folder)[1]
-
-    def exists(self, name: str) -> bool:
-        """Whether a file is there, by the listing of its folder."""
-        folder, base = posixpath.split(name)
-        return base in self._file_set(folder)
-
-    def _file_set(self, folder: str) -> set[str]:
-        cache: dict[str, set[str]] = self.__dict__.setdefault("_sets", {})
-        if folder not in cache:
-            cache[folder] = set(self.files(folder))
-        return cache[folder]
-
-    def glob(self, pattern: str) -> list[str]:
-        """Files that match a pattern (`*`, `?`, `[...]` in each part; `**` for any folders), sorted.
-
-        Only the folders that can match are listed.
-        """
-        return sorted(set(self._glob("", pattern.split("/"))))
-
-    def _glob(self, folder: str, parts: list[str]) -> Iterator[str]:
-        head, rest = parts[0], parts[1:]
-        if head == "**":
-            rest = rest or ["*"]
-            for inner in self._folders(folder):
-                yield from self._glob(inner, rest)
-            return
-        names = self.dirs(folder) if rest else self.files(folder)
-        for name in names:
-            if fnmatch.fnmatchcase(name, head):
-                path = posixpath.join(folder, name)
-                if rest:
-                    yield from self._glob(path, rest)
-                else:
-                    yield path
-
-    def walk(self, folder: str = "") -> Iterator[str]:
-        """All files below a folder, sorted within each folder, hidden folders left out."""
-        for inner in self._folders(folder):
-            for name in self.files(inner):
-                yield posixpath.join(inner, name)
-
-    def _folders(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-        """A folder and all below it, but hidden ones and links to a folder that is being walked."""
-        if self.root.local:
-            real = os.path.realpath(self.root.path(folder))
-            if real in above:
-                return
-            above = (*above, real)
-        yield folder
-        for name in self.dirs(folder):
-            if not name.startswith("."):
-                yield from self._folders(posixpath.join(folder, name), above)

@@ -1,14 +1,17 @@
-"""One Ray for the whole run, started by the first test that needs it, and the engines that tests run on."""
+"""One Ray for the whole run, started by the first test that needs it; the engines and the storages that tests run on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import fsspec
 import pytest
 
 from rayds.engine.base import Engine
 from rayds.engine.local import LocalEngine
+from rayds.storage import Storage
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +39,13 @@ def _not_on_ray_by_chance(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """`auto` means local, though an earlier test has started Ray, but for tests marked `ray`."""
     if "ray" not in request.keywords:
         monkeypatch.setattr("rayds.engine._ray_runs", lambda: False)
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """An empty folder, on the disk and by URL."""
+    if request.param == "local":
+        yield Storage(tmp_path / "data")
+        return
+    yield Storage(f"memory://{tmp_path.name}/data")
+    fsspec.filesystem("memory").rm("/", recursive=True)

@@ -20,7 +20,15 @@ HEAVY = ("ray", "cv2", "openvino", "duckdb", "matplotlib", "pandas")
 USERS = ("rayds.dataset", "rayds.export", "rayds.registry", "rayds.project", "rayds.jobs", "rayds.cli")
 
 # What stands at the bottom; each may import only what is left of it, and its own kind.
-BASE = ("rayds.errors", "rayds.parallel", "rayds.sql", "rayds.storage", "rayds.options", "rayds.schema")
+BASE = (
+    "rayds.errors",
+    "rayds.parallel",
+    "rayds.sql",
+    "rayds.storage",
+    "rayds.listing",
+    "rayds.options",
+    "rayds.schema",
+)
 CLI_API = (
     "rayds", "rayds.dataset", "rayds.engine", "rayds.errors", "rayds.format", "rayds.jobs", "rayds.options",
     "rayds.project", "rayds.registry", "rayds.report", "rayds.storage",

@@ -19,8 +19,9 @@ import rayds
 from rayds.engine.base import Position
 from rayds.errors import DataError, UsageError
 from rayds.format import PlanContext, ReadContext, WriteContext, item_id
+from rayds.listing import Listing
 from rayds.options import SaveMedia
-from rayds.storage import Listing, safe_output
+from rayds.storage import safe_output
 
 HEADER = ["image", "label", "x1", "y1", "x2", "y2"]
 LABELS = "labels.txt"

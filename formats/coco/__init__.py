@@ -30,10 +30,11 @@ from rayds.format import (
     WriteContext,
 )
 from rayds.formats.coco import layout
+from rayds.listing import Listing
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import AnnotationType as T
 from rayds.schema import media_field
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 _SHAPES = frozenset({T.bbox, T.polygon, T.mask})
 _HOLDS = {

@@ -13,8 +13,9 @@ from typing import Any
 from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories, PointsCategory
 from rayds.errors import DataError, FormatError
 from rayds.formats._records import RecordScanner, read_tail
+from rayds.listing import Listing
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 # In the order in which annotations of one image are read and merged.
 TASKS = ("instances", "person_keypoints", "stuff", "panoptic", "labels", "captions", "image_info")

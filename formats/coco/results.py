@@ -39,9 +39,10 @@ from rayds.formats.coco.write import (
     shape_columns,
     share_block,
 )
+from rayds.listing import Listing
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
 from rayds.sql import query, text_column
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 # In each subset one file a task is read, so that the names that COCO's tools give stand for tasks too.
 _KINDS = {t: t for t in TASKS} | {"bbox": "instances", "segm": "stuff", "keypoints": "person_keypoints"}

@@ -17,8 +17,9 @@ from rayds.format import Capabilities, Confidence, Format, Plan, PlanContext, Re
 from rayds.formats._meta import write_meta
 from rayds.formats.datumaro import header, write
 from rayds.formats.datumaro.read import read_file
+from rayds.listing import Listing
 from rayds.schema import DEFAULT_SUBSET, AnnotationType, media_field, single_chunk
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 ANNOTATIONS = "annotations"
 FRAGMENTS = ".fragments"

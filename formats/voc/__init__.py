@@ -33,9 +33,10 @@ from rayds.formats.voc.layout import ACTION, FOLDERS, LAYOUT, MAIN, SEGMENTATION
 from rayds.formats.voc.read import Scope, XmlNamer, read_part
 from rayds.formats.voc.tasks import TASKS, chosen
 from rayds.formats.voc.write import finish_dataset, prepare_state, write_block
+from rayds.listing import Listing
 from rayds.options import SaveMedia, option
 from rayds.schema import AnnotationType
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 _TYPES = {
     "classification": AnnotationType.label,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from rayds.categories import Categories, Category, LabelCategories, MaskCategories, Rgb, voc_colormap
 from rayds.errors import DataError
 from rayds.formats._colormap import fill_colors
+from rayds.listing import Listing
 from rayds.schema import AnnotationType
-from rayds.storage import Listing
 
 LABEL_MAP_FILES = ("labelmap.txt", "label_map.txt")
 BACKGROUND = "background"

@@ -21,9 +21,10 @@ from rayds.formats.voc.labels import (
     voc_entries,
 )
 from rayds.formats.voc.xml import new_parser, parse_xml
+from rayds.listing import Listing
 from rayds.media import is_image
 from rayds.schema import DEFAULT_SUBSET
-from rayds.storage import Listing, Storage, safe_relative
+from rayds.storage import Storage, safe_relative
 
 SHARD_IDS = 2000
 IMAGE_SETS = "ImageSets"

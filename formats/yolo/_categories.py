@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from rayds.categories import Categories, Category, LabelCategories
 from rayds.errors import DataError
 from rayds.formats._meta import read_meta
+from rayds.listing import Listing
 from rayds.schema import AnnotationType
-from rayds.storage import Listing
 
 FAMILY = "yolo"
 

@@ -6,8 +6,9 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rayds.listing import Listing
 from rayds.media import is_image
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from rayds.formats.yolo._categories import written_names
 from rayds.formats.yolo._paths import Resolver, list_shards, name_shards, parts_of
 from rayds.formats.yolo._scan import Scan, mirrored, scan
 from rayds.formats.yolo._shapes import TASKS, Setting
+from rayds.listing import Listing
 from rayds.media import is_image
-from rayds.storage import Listing
 
 USUAL = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLITS = ("train", "val", "test")

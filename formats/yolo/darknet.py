@@ -43,10 +43,11 @@ from rayds.formats.yolo._writing import (
     write_labels,
     write_meta_part,
 )
+from rayds.listing import Listing
 from rayds.media import is_image
 from rayds.options import SaveMedia, option
 from rayds.schema import AnnotationType
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 NOT_SUBSETS = ("classes", "names", "backup")
 NAMES_FILE = "obj.names"

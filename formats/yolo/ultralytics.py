@@ -36,9 +36,10 @@ from rayds.formats.yolo._writing import (
     write_labels,
     write_meta_part,
 )
+from rayds.listing import Listing
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import AnnotationType, flat, media_field, single_chunk
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 T = AnnotationType
 

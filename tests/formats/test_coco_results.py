@@ -17,9 +17,9 @@ from rayds.engine.local import LocalEngine
 from rayds.errors import DataError, FormatError
 from rayds.formats.coco import CocoResults
 from rayds.item import DatasetItem
+from rayds.listing import Listing
 from rayds.losses import summarize
 from rayds.registry import detect_format
-from rayds.storage import Listing
 
 Json = dict[str, Any]
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

@@ -15,7 +15,7 @@ import rayds
 from rayds.format import PlanContext, ReadContext, Restart
 from rayds.formats.coco import Coco
 from rayds.formats.coco import read as coco_read
-from rayds.storage import Listing
+from rayds.listing import Listing
 
 IMAGES = 200
 

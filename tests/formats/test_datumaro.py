@@ -36,10 +36,11 @@ from rayds.formats.datumaro.media import Locator
 from rayds.formats.datumaro.read import Reader
 from rayds.formats.datumaro.seen import Seen
 from rayds.item import DatasetItem, from_table, to_table
+from rayds.listing import Listing
 from rayds.media import Image, PointCloud
 from rayds.registry import detect_format
 from rayds.schema import ITEM_SCHEMA, AnnotationType, conform
-from rayds.storage import Listing, Storage
+from rayds.storage import Storage
 
 LABELS = ["cat", "dog", "traffic light"]
 DATA = Path(__file__).parents[3] / "shared" / "data"

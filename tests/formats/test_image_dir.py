@@ -14,8 +14,8 @@ from rayds.errors import DataError, UsageError
 from rayds.formats import image_dir
 from rayds.formats.image_dir import ImageDir
 from rayds.item import DatasetItem
+from rayds.listing import Listing
 from rayds.media import PointCloud, encode
-from rayds.storage import Listing
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos_skimage"
 PIXELS = np.arange(12 * 9 * 3, dtype=np.uint8).reshape(12, 9, 3)

@@ -35,10 +35,10 @@ from rayds.errors import DataError, FormatError, OutputExistsError, UsageError
 from rayds.formats import rayds_parquet
 from rayds.formats.rayds_parquet import RaydsParquet
 from rayds.item import DatasetItem, from_table, to_table
+from rayds.listing import Listing
 from rayds.media import Image, PointCloud, encode
 from rayds.registry import get_format
 from rayds.schema import ITEM_SCHEMA, AnnotationType
-from rayds.storage import Listing
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos_skimage"
 

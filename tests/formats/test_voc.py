@@ -547,7 +547,7 @@ def test_the_quick_and_the_careful_way_agree(tmp_path):
     from rayds.format import PlanContext, ReadContext
     from rayds.formats.voc import Voc
     from rayds.formats.voc.read import _read_part
-    from rayds.storage import Listing
+    from rayds.listing import Listing
 
     bodies = [
         obj(),
@@ -747,7 +747,7 @@ def test_generated_colours_leave_black_to_the_background():
 
 def test_detection_confidence(tmp_path):
     from rayds.formats.voc import Voc, VocDetection
-    from rayds.storage import Listing
+    from rayds.listing import Listing
 
     listed = write_xml(tmp_path / "l", "a", obj())
     (tmp_path / "f").mkdir()

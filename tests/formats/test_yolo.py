@@ -17,12 +17,14 @@ from rayds.dataset import Dataset
 from rayds.errors import DataError, LossError, UsageError
 from rayds.format import PlanContext
 from rayds.formats._images_meta import images_meta_lines, parse_images_meta, subset_line
-from rayds.formats.yolo import Yolo, YoloUltralytics, _paths
+from rayds.formats.yolo import _paths
 from rayds.formats.yolo._labels import format_numbers, parse
+from rayds.formats.yolo.darknet import Yolo
+from rayds.formats.yolo.ultralytics import YoloUltralytics
 from rayds.item import DatasetItem
+from rayds.listing import Listing
 from rayds.media import Image
 from rayds.schema import AnnotationType
-from rayds.storage import Listing
 
 LABELS = ["cat", "dog", "traffic light"]
 

@@ -303,8 +303,13 @@ def _text(literal: bytes) -> str | None:
         return None
 
 
-_AFTER_ARRAY = re.compile(rb"[}\[]\s*\]\s*,\s*(?=\")")
+_NEXT_KEY = re.compile(rb"\]\s*,\s*(?=\")")
+_AFTER_OBJECT = re.compile(rb"[}\[]\s*\Z")
+_MAX_BLANKS = 256
 _TAIL_TRIES = 300
+_BYTES = np.arange(256)
+_MAY_END_ARRAY = np.isin(_BYTES, np.frombuffer(b"}[ \t\r\n", np.uint8))
+_MAY_SEPARATE = np.isin(_BYTES, np.frombuffer(b", \t\r\n", np.uint8))
 
 
 def read_tail(tail: bytes) -> dict[str, Any]:
@@ -313,7 +318,17 @@ def read_tail(tail: bytes) -> dict[str, Any]:
     tail must end where the file ends; a key counts only when all from it to the end reads as the end of an object.
     """
     found: dict[str, Any] = {}
-    for match in [*_AFTER_ARRAY.finditer(tail)][-_TAIL_TRIES:][::-1]:
+    data = np.frombuffer(tail, np.uint8)
+    closing = np.flatnonzero(data[1:-1] == ord("]")) + 1
+    closing = closing[_MAY_END_ARRAY[data[closing - 1]] & _MAY_SEPARATE[data[closing + 1]]]
+    tries = 0
+    for at in closing[::-1].tolist():
+        match = _NEXT_KEY.match(tail, at)
+        if match is None or not _AFTER_OBJECT.search(tail, max(0, at - _MAX_BLANKS), at):
+            continue
+        tries += 1
+        if tries > _TAIL_TRIES:
+            break
         try:
             found = json.loads(b"{" + tail[match.end() :])
         except ValueError:

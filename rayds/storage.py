@@ -19,12 +19,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
-
 from rayds.errors import DataError, OutputExistsError, RaydsError, StorageError
 
 REMOTE_THREADS = 16
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://|^[a-zA-Z0-9+.-]+::")
+
+
+def url_to_fs(url: str) -> tuple[Any, str]:
+    """(file system, path in it) of a URL."""
+    import fsspec  # and asyncio with it: not for local paths
+
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, str(path)
 
 
 def is_url(path: str) -> bool:
@@ -101,7 +107,7 @@ class Storage:
 
     @cached_property
     def _fs(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url)
+        fs, root = url_to_fs(self.url)
         return fs, root.rstrip("/")
 
     def path(self, name: str = "") -> str:
@@ -415,7 +421,7 @@ def read_url(path: str) -> bytes:
     with _naming(path):
         if not is_url(path):
             return Path(_local_path(path)).read_bytes()
-        fs, inner = fsspec.core.url_to_fs(path)
+        fs, inner = url_to_fs(path)
         data: bytes = fs.cat_file(inner)
         return data
 

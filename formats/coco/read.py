@@ -174,8 +174,10 @@ class SubsetReader:
             return
         table = pa.concat_tables(tables).combine_chunks()
         ids = table.column("id").to_numpy()
-        keep = np.zeros(len(ids), bool)
-        keep[np.unique(ids, return_index=True)[1]] = True
+        keep = np.ones(len(ids), bool)
+        if not np.all(ids[1:] > ids[:-1]):  # the usual case, and np.unique loads numpy.ma
+            keep[:] = False
+            keep[np.unique(ids, return_index=True)[1]] = True
         for i in np.flatnonzero(~keep).tolist():
             name, place = table.column("file_name")[i].as_py(), f"byte {table.column('place')[i]}"
             self._bad(DataError(f"the image id {ids[i]} occurs twice", file=path, item=name, place=place))

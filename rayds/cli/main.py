@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -178,4 +179,20 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def main() -> None:
     """The console script."""
     signal.signal(signal.SIGTERM, _terminate)  # a stopped job cleans up as after Ctrl-C
-    cli(prog_name="rayds")
+    try:
+        cli(prog_name="rayds")
+    except SystemExit as e:
+        _leave(e)
+
+
+def _leave(end: SystemExit) -> None:
+    """End the process after its exit handlers without freeing every object, which takes longer than most commands."""
+    if end.code is not None and not isinstance(end.code, int):
+        raise end
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # a closed pipe: Python tells of it in its own way
+        raise end from None
+    os._exit(end.code or 0)

@@ -19,6 +19,7 @@ from rayds.errors import DataError, FormatError, OnError, UnknownNameError, Usag
 from rayds.export import export
 from rayds.format import (
     BLOCK_ROWS,
+    Expected,
     Format,
     Ids,
     PlanContext,
@@ -59,12 +60,12 @@ class Dataset:
         engine: Engine | str | None = None,
         on_error: OnError | str = OnError.RAISE,
         size: int = 0,
-        expected: int | None = None,
+        expect: Callable[[], Expected | None] | None = None,
     ) -> None:
         self._build = build or _from_tables([])
         self._categories, self._ids = Categories.of(categories), ids
         self._infos = dict(infos or {})
-        self._format, self._path, self._size, self._expected = format, path, size, expected
+        self._format, self._path, self._size, self._expect = format, path, size, expect
         self._engine, self._on_error = engine, OnError(on_error)
         self._counts: dict[str, int] | None = None
         self._derived = False
@@ -110,7 +111,6 @@ class Dataset:
         plan = fmt.plan(files, PlanContext(made, policy, partial(_fold, runner)))
         root = fmt.root(files)
         size = sum(s.size or 0 for s in plan.shards)
-        items = [s.items for s in plan.shards]
 
         def build(engine: Engine) -> Blocks:
             ctx = ReadContext(root, made, plan.categories, policy)
@@ -129,7 +129,7 @@ class Dataset:
             engine=engine,
             on_error=policy,
             size=size,
-            expected=None if None in items else sum(filter(None, items)),
+            expect=lambda: _expected(fmt, plan.shards, root),
         )
 
     @classmethod
@@ -188,10 +188,9 @@ class Dataset:
         """What the source says of the whole dataset, by format family."""
         return self._infos
 
-    @property
-    def expected(self) -> int | None:
-        """About how many items there will be (with the bad ones), where the source tells that without being read."""
-        return self._expected
+    def expected(self) -> Expected | None:
+        """How many items there will be, or about how many, where the source tells it without being read."""
+        return self._expect() if self._expect else None
 
     def _run(self, engine: Engine | str | None = None) -> tuple[Engine, Blocks]:
         found = make_engine(engine if engine is not None else self._engine, size=self._size)
@@ -449,6 +448,14 @@ class Dataset:
 
 def _read(fmt: Format, ctx: ReadContext, shard: Shard) -> Iterator[Block]:
     return read_shard(fmt, shard, ctx)
+
+
+def _expected(fmt: Format, shards: list[Shard], root: Storage) -> Expected | None:
+    """The items of all shards: said by them, or estimated."""
+    found = [s.items if s.items is not None else fmt.estimate(s, root) for s in shards]
+    if None in found:
+        return None
+    return Expected(sum(n or 0 for n in found), all(s.items is not None for s in shards))
 
 
 def _fold(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -95,6 +95,13 @@ class Shard:
     size: int | None = None  # bytes
     file: str | None = None  # full path of the file that messages name, where it is one
     items: int | None = None
+
+
+class Expected(NamedTuple):
+    """How many items there will be, with the bad ones. exact: counted, not estimated."""
+
+    items: int
+    exact: bool
 
 
 @dataclass
@@ -255,6 +262,14 @@ class Format(ABC):
     def root(self, files: Listing) -> Storage:
         """The folder that `read` gets as ctx.root."""
         return files.root
+
+    def estimate(self, shard: Shard, root: Storage) -> int | None:
+        """About how many items a shard of this format's plan has, where it doesn't say (Shard.items); None: unknown.
+
+        Called only where progress is shown; must be cheap: a few small reads, whatever the size.
+        """
+        del root
+        return shard.items
 
     def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
         """The item tables of a shard, in order, of about ctx.block_rows rows each."""

@@ -156,6 +156,14 @@ class Coco(Format):
         ids: Ids = "unknown" if any(t == "panoptic" for s in subsets for t, _ in s.files) else "unique"
         return Plan(categories, shards, ids=ids, infos={"coco": infos})
 
+    def estimate(self, shard: Shard, root: Storage) -> int | None:
+        from rayds.formats._estimate import about_records
+
+        # A segment list stands in each record of an image's annotations, where the name stands a second time.
+        keys = {"panoptic": b'"segments_info"'}
+        found = [about_records(root, f, keys.get(t, b'"file_name"')) for t, f in shard.data["files"]]
+        return max((n for n in found if n is not None), default=None)  # the tasks have most images in common
+
     def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
         from rayds.formats.coco.read import SubsetReader
 
@@ -396,6 +404,9 @@ class CocoResults(Coco):
             for s, tasks in found
         ]
         return Plan(categories, shards, ids="unknown")
+
+    def estimate(self, shard: Shard, root: Storage) -> int | None:
+        return None  # records are detections: how many share an image is not known
 
     def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
         from rayds.formats.coco.results import ResultsReader

@@ -14,6 +14,7 @@ from rayds import media
 from rayds.engine.base import Position
 from rayds.errors import DataError
 from rayds.format import Capabilities, Confidence, Format, Plan, PlanContext, ReadContext, Shard, WriteContext
+from rayds.formats._estimate import about_records
 from rayds.formats._meta import write_meta
 from rayds.formats.datumaro import header, write
 from rayds.formats.datumaro.read import read_file
@@ -76,6 +77,9 @@ class Datumaro(Format):
             remap = merged.add(header.read_header(root, name), subset, root.path(name))
             shards.append(Shard(name, (name, subset, remap), root.size(name), file=root.path(name)))
         return Plan(merged.categories(), shards, infos={self.family: merged.own})
+
+    def estimate(self, shard: Shard, root: Storage) -> int | None:
+        return about_records(root, shard.data[0], b'"annotations"')
 
     def read(self, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
         name, subset, remap = shard.data

@@ -149,7 +149,12 @@ def list_shards(root: Storage, subset: str, file: str, resolver: Resolver, token
     if cuts[-1] < len(data):
         cuts.append(len(data))
     return [
-        Shard(f"{file}-{i}", Part(subset, base, token, file, a, b), (b - a) * 10)
+        Shard(
+            f"{file}-{i}",
+            Part(subset, base, token, file, a, b),
+            (b - a) * 10,
+            items=sum(1 for line in data[a:b].split(b"\n") if line.strip()),
+        )
         for i, (a, b) in enumerate(pairwise(cuts))
     ]
 

@@ -7,18 +7,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rayds.format import Expected
 
 INTERVAL = 5.0  # seconds between the lines where stderr is no terminal
 
 Advance = Callable[[int], None]
 
 
-def progress(what: str, quiet: bool = False, total: int | None = None) -> AbstractContextManager[Advance]:
+def progress(
+    what: str, quiet: bool = False, total: Expected | None = None
+) -> AbstractContextManager[Advance]:
     """Tell how work goes on while the context is open: call what it gives with the number of items done.
 
-    total: the number of items to come, where it is known; the time left follows from it.
+    total: how many items are to come, where that is known; the time left follows from it.
     """
     if quiet:
         return _none()
@@ -34,12 +40,20 @@ def _none() -> Iterator[Advance]:
     yield _ignore
 
 
-def _state(done: int, total: int | None, seconds: float) -> str:
+def _state(done: int, total: Expected | None, seconds: float) -> str:
     if not done:
         return "no items yet"
     rate = done / seconds if seconds > 0 else 0.0
-    of = f" of {total:,}" if total else ""
+    about = "" if total and total.exact else "about "
+    of = f" of {about}{total.items:,}" if total and done <= total.items else ""
     return f"{done:,}{of} items, {rate:,.0f} items/s"
+
+
+def _left(done: int, total: Expected | None, seconds: float) -> str:
+    if not total or not 0 < done < total.items:  # more came than estimated: nothing is known of the rest
+        return ""
+    about = "" if total.exact else "about "
+    return f", {about}{_clock((total.items - done) * seconds / done)} left"
 
 
 def _clock(seconds: float) -> str:
@@ -49,7 +63,7 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def _lines(what: str, total: int | None) -> Iterator[Advance]:
+def _lines(what: str, total: Expected | None) -> Iterator[Advance]:
     """A line every INTERVAL seconds, also while nothing advances, so that a log shows that the job lives."""
     done = 0
     start = time.monotonic()
@@ -58,7 +72,7 @@ def _lines(what: str, total: int | None) -> Iterator[Advance]:
     def tell() -> None:
         while not ended.wait(INTERVAL):
             seconds = time.monotonic() - start
-            left = f", {_clock((total - done) * seconds / done)} left" if total and 0 < done < total else ""
+            left = _left(done, total, seconds)
             click.echo(f"{what}: {_state(done, total, seconds)}, {_clock(seconds)} elapsed{left}", err=True)
 
     def advance(items: int) -> None:
@@ -75,7 +89,7 @@ def _lines(what: str, total: int | None) -> Iterator[Advance]:
 
 
 @contextmanager
-def _bar(what: str, total: int | None) -> Iterator[Advance]:
+def _bar(what: str, total: Expected | None) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -92,11 +106,11 @@ def _bar(what: str, total: int | None) -> Iterator[Advance]:
         BarColumn(bar_width=24),  # pulses when the total is not known
         TextColumn("{task.fields[state]}", markup=False),
         TimeElapsedColumn(),
-        *([TextColumn("left"), TimeRemainingColumn()] if total else []),
+        *([TextColumn("left" if total.exact else "left, about"), TimeRemainingColumn()] if total else []),
     ]
     start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(what, total=total, state="")
+        task = shown.add_task(what, total=total.items if total else None, state="")
 
         def advance(items: int) -> None:
             done = int(shown.tasks[0].completed) + items

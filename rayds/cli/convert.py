@@ -118,7 +118,7 @@ def convert(
     chosen = choose_engine(engine, address)
     with progress(f"looking at {input_path}", quiet):
         dataset = read_dataset(input_path, input_format, read, engine=chosen, on_error=on_error, quiet=quiet)
-    with progress(f"converting to {fmt.name}", quiet, dataset.expected) as advance:
+    with progress(f"converting to {fmt.name}", quiet, None if quiet else dataset.expected()) as advance:
         target = output_dir or default_output(input_path, fmt.name, overwrite)
         report = dataset.write(target, fmt, options, overwrite=overwrite, strict=strict, progress=advance)
     report.seconds = time.monotonic() - start  # with detection and planning

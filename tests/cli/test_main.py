@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import time
 
 import pytest
 
-from rayds import __version__
+from rayds import Bbox, Dataset, DatasetItem, Image, __version__
 from rayds.cli.main import COMMANDS
 from rayds.errors import DataError
+from rayds.format import Expected
 
 
 def test_help_lists_all_commands(rayds):
@@ -133,7 +135,7 @@ class TestProgress:
         from rayds.cli import _progress
 
         monkeypatch.setattr(_progress, "INTERVAL", 0.05)
-        with _progress.progress("writing", total=400) as advance:
+        with _progress.progress("writing", total=Expected(400, exact=True)) as advance:
             advance(100)
             time.sleep(0.2)
         lines = capsys.readouterr().err.splitlines()
@@ -141,6 +143,22 @@ class TestProgress:
         assert lines[0].startswith("writing: 100 of 400 items, ")
         assert "items/s" in lines[0]
         assert lines[0].endswith(" left")
+        assert "about" not in lines[0]
+
+    def test_what_is_estimated_is_called_about(self, capsys, monkeypatch):
+        from rayds.cli import _progress
+
+        monkeypatch.setattr(_progress, "INTERVAL", 0.05)
+        with _progress.progress("writing", total=Expected(400, exact=False)) as advance:
+            advance(100)
+            time.sleep(0.2)
+            advance(350)
+            time.sleep(0.2)
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("writing: 100 of about 400 items, ")
+        assert re.search(r", about \d+:\d\d left$", lines[0])
+        assert lines[-1].startswith("writing: 450 items, ")  # more than expected: no more is claimed
+        assert "left" not in lines[-1]
 
     def test_a_line_shows_that_the_job_lives_before_the_first_item(self, capsys, monkeypatch):
         from rayds.cli import _progress
@@ -165,6 +183,20 @@ class TestProgress:
         assert "converting to tiny" in shown
         assert "items/s" in shown
         assert "60 items -> " in shown
+
+    def test_the_time_left_of_coco_on_a_terminal(self, tmp_path):
+        items = [
+            DatasetItem(i, [Bbox(1, 2, 3, 4, label=0)], image=Image(f"{i}.jpg", size=(9, 9)))
+            for i in range(30)
+        ]
+        Dataset.from_iterable(items, ["cat"]).export(str(tmp_path / "in"), "coco")
+        shown, code = in_terminal("convert", "-i", tmp_path / "in", "-if", "coco", "-f", "tiny")
+        assert code == 0
+        assert "left, about" in shown
+
+    def test_nothing_is_estimated_when_quiet(self, rayds, data, monkeypatch):
+        monkeypatch.setattr(Dataset, "expected", None)  # can't be called
+        assert rayds("convert", "-i", data, "-f", "tiny", "--quiet").exit_code == 0
 
     def test_no_bar_on_a_terminal_when_quiet(self, data):
         shown, code = in_terminal("convert", "-i", data, "-f", "tiny", "--quiet")

@@ -23,7 +23,8 @@ class DatasetItem:
     """One image, frame or point cloud with its annotations; its key is (id, subset).
 
     id: file name without extension, "/" between folders. media: Image, PointCloud or None; `image=` takes
-    an Image, an (H, W[, C]) BGR array, a path or a callable. attributes: JSON-like values by name.
+    an Image, an (H, W[, C]) BGR array, a path or a callable; `point_cloud=` (or `pcd=`) a PointCloud or a path, with its
+    `related_images=`, each as for `image=`. attributes: JSON-like values by name.
     """
 
     id: str
@@ -43,17 +44,27 @@ class DatasetItem:
         point_cloud: Any = None,
         attributes: dict[str, Any] | None = None,
         extra: dict[str, Any] | None = None,
+        *,
+        pcd: Any = None,
+        related_images: Iterable[Any] = (),
     ) -> None:
         self.id = str(id).replace("\\", "/")
         if not self.id:
             raise ValueError("an item needs an id")
         self.subset = subset or DEFAULT_SUBSET
-        if sum(v is not None for v in (media, image, point_cloud)) > 1:
-            raise ValueError(f"item {self.id!r}: give one of media, image and point_cloud")
+        if sum(v is not None for v in (media, image, point_cloud, pcd)) > 1:
+            raise ValueError(f"item {self.id!r}: give one of media, image and point_cloud (or pcd)")
+        cloud = point_cloud if point_cloud is not None else pcd
         if image is not None:
             media = Image.of(image)
-        elif point_cloud is not None:
-            media = PointCloud.of(point_cloud)
+        elif cloud is not None:
+            media = PointCloud.of(cloud)
+        if related := list(related_images):
+            if not isinstance(media, PointCloud):
+                raise ValueError(
+                    f"item {self.id!r}: related_images belong to a point cloud; give point_cloud, too"
+                )
+            media = PointCloud.of(media, related)
         self.media = media
         self.annotations = list(annotations)
         self.attributes = dict(attributes or {})
@@ -68,6 +79,11 @@ class DatasetItem:
     def point_cloud(self) -> PointCloud | None:
         """The point cloud, if the media is one."""
         return self.media if isinstance(self.media, PointCloud) else None
+
+    @property
+    def related_images(self) -> list[Image]:
+        """The images that belong to the point cloud, if the media is one."""
+        return self.media.related_images if isinstance(self.media, PointCloud) else []
 
     def wrap(self, **changes: Any) -> DatasetItem:
         """A copy with some fields changed."""

@@ -6,12 +6,14 @@ BGRA, in the depth of the file (uint8 or uint16, float32 for HDR formats).
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import os
 import posixpath
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
@@ -175,9 +177,10 @@ class Image(Media):
         return f"Image({what}{size})"
 
 
-@dataclass
+@dataclass(repr=False)
 class PointCloud(Media):
-    """A point cloud by path or URL; related: paths of the images that belong to it."""
+    """A point cloud by path or URL; related: the images that belong to it, each a path, a URL, or (for pixels in
+    memory) a `data:` URL, as `of` makes them."""
 
     kind = "point_cloud"
 
@@ -185,12 +188,50 @@ class PointCloud(Media):
     related: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, value: Any) -> PointCloud:
-        """A PointCloud from one or from a path."""
-        return value if isinstance(value, PointCloud) else cls(os.fspath(value))
+    def of(cls, value: Any, related: Iterable[Any] = ()) -> PointCloud:
+        """A PointCloud from one or from a path; related: Images, paths, encoded bytes, arrays or callables."""
+        made = value if isinstance(value, PointCloud) else cls(os.fspath(value))
+        return cls(made.path, [*made.related, *map(_related, related)])
+
+    @property
+    def related_images(self) -> list[Image]:
+        """The images that belong to it."""
+        return [Image(data=_inline_bytes(p)) if is_inline(p) else Image(path=p) for p in self.related]
 
     def to_row(self) -> dict[str, Any]:
         return {"kind": self.kind, "path": self.path, "related": self.related}
+
+    def __repr__(self) -> str:
+        n = len(self.related)
+        return f"PointCloud({self.path}{f', {n} related image' + 's' * (n > 1) if n else ''})"
+
+
+def is_inline(path: str) -> bool:
+    """Whether a path is a `data:` URL, which holds the bytes themselves (RFC 2397)."""
+    return path.startswith("data:")
+
+
+def _related(value: Any) -> str:
+    """An image of a point cloud as a path, or as a data: URL when it is in memory."""
+    row = Image.of(value).to_row()
+    if row["data"] is None:
+        return str(row["path"] or "")
+    kind = (row["encoding"] or ".bin").removeprefix(".")
+    return f"data:image/{kind};base64,{base64.b64encode(row['data']).decode()}"
+
+
+def _inline_bytes(path: str) -> bytes:
+    try:
+        return base64.b64decode(path.partition(",")[2], validate=True)
+    except (binascii.Error, ValueError) as e:
+        raise DataError(f"the data: URL is damaged ({e})", file=f"{path[:40]}...") from e
+
+
+def extension(path: str) -> str:
+    """The extension of the file that a path names, or that a data: URL should have."""
+    if is_inline(path):
+        return guess_encoding(_inline_bytes(path)[:16])
+    return posixpath.splitext(path)[1]
 
 
 def _exists(path: str) -> bool:
@@ -364,7 +405,7 @@ def load(row: dict[str, Any], ext: str, *, make: Callable[[Pixels], Pixels] | No
         if not path:
             raise DataError("the item has no media to save")
         try:
-            data = read_url(path)
+            data = _inline_bytes(path) if is_inline(path) else read_url(path)
         except FileNotFoundError as e:
             raise _missing(path) from e
     if make is None and (row["kind"] != "image" or same_encoding(ext, _source_ext(row))):
@@ -387,7 +428,7 @@ def save(
     ext = posixpath.splitext(name)[1]
     path = row["path"]
     copied = make is None and (row["kind"] != "image" or same_encoding(ext, _source_ext(row)))
-    if not copied or row["data"] is not None or not path:
+    if not copied or row["data"] is not None or not path or is_inline(path):
         out.write_bytes(name, load(row, ext, make=make))
         return
     try:
@@ -397,7 +438,7 @@ def save(
 
 
 def _source_ext(row: dict[str, Any]) -> str:
-    found = row["encoding"] if row["data"] is not None else posixpath.splitext(row["path"] or "")[1]
+    found = row["encoding"] if row["data"] is not None else extension(row["path"] or "")
     return found or ""
 
 

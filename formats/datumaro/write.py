@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from rayds.errors import DataError
 from rayds.format import WriteContext
+from rayds.media import extension, is_inline
 from rayds.schema import AnnotationType, Flat, flat, single_chunk
 from rayds.sql import joined_bytes, query, text_column
 
@@ -174,10 +175,11 @@ def _own_columns(block: pa.Table, media: pa.Array, names: pa.Array, saved: bool)
 
 
 def related_names(stem: str, related: list[str], saved: bool) -> list[str]:
-    """The names of the images that belong to a point cloud: numbered below `stem` when they are saved."""
-    if not saved:
-        return [posixpath.basename(p) for p in related]
-    return [f"{stem}/extra_image_{i}{posixpath.splitext(p)[1]}" for i, p in enumerate(related)]
+    """The names of the images that belong to a point cloud: numbered below `stem` when they are saved, or have no name."""
+    return [
+        f"{stem}/extra_image_{i}{extension(p)}" if saved or is_inline(p) else posixpath.basename(p)
+        for i, p in enumerate(related)
+    ]
 
 
 def _text(value: Any) -> str:

@@ -430,7 +430,8 @@ def check_output(out: Storage, inputs: Sequence[str], overwrite: bool) -> None:
     """Raise OutputExistsError when a dataset must not be written to `out`.
 
     An existing, non-empty folder needs `overwrite`; a folder that holds an input, the working folder or
-    the user's home is never replaced.
+    the user's home is never replaced. Nor is one inside an input: what is in it was listed as part of the input.
+    (A new folder there does no harm: the input is listed before anything is written.)
     """
     if out.local and os.path.isfile(out.url):
         raise OutputExistsError(f"{out.url} is a file; give a folder")
@@ -439,10 +440,17 @@ def check_output(out: Storage, inputs: Sequence[str], overwrite: bool) -> None:
     if not overwrite:
         raise OutputExistsError(f"{out.url} exists and is not empty (pass --overwrite to replace it)")
     target = os.path.realpath(out.url) if out.local else out.url
-    kept = [Storage(i).url for i in inputs]
+    sources = [Storage(i).url for i in inputs]
+    kept = []
     if out.local:
-        kept = [os.path.realpath(i) for i in kept if not is_url(i)]
-        kept += [os.getcwd(), os.path.realpath(os.path.expanduser("~")), "/"]
-    for path in kept:
+        sources = [os.path.realpath(i) for i in sources if not is_url(i)]
+        kept = [os.getcwd(), os.path.realpath(os.path.expanduser("~")), "/"]
+    for path in [*sources, *kept]:
         if path == target or path.startswith(target.rstrip("/") + "/"):
             raise OutputExistsError(f"{out.url} holds {path} and can't be replaced; give another folder")
+    for path in sources:
+        if target.startswith(path.rstrip("/") + "/"):
+            raise OutputExistsError(
+                f"{out.url} is inside the input {path}, which may have been read with it; "
+                "remove it first, or give a folder outside"
+            )

@@ -259,6 +259,10 @@ def test_outputs_that_must_not_be_replaced(tmp_path: Path, monkeypatch: pytest.M
     check_output(out, [], overwrite=True)
     check_output(Storage(tmp_path / "new"), [str(data)], overwrite=False)
     check_output(Storage(data / "sub"), [str(data)], overwrite=False)  # an empty folder in the input
+    (data / "sub/y").write_bytes(b"")
+    with pytest.raises(OutputExistsError, match="is inside the input .*; remove it first"):
+        check_output(Storage(data / "sub"), [str(data)], overwrite=True)
+    check_output(Storage(data / "sub"), [str(tmp_path / "dat")], overwrite=True)  # only the name begins alike
     for source in (str(data), str(data / "sub"), str(data / "sub" / "..")):
         with pytest.raises(OutputExistsError, match="can't be replaced"):
             check_output(out, [source], overwrite=True)

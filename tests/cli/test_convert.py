@@ -138,6 +138,34 @@ def test_an_output_that_is_there_needs_overwrite(rayds, data, tmp_path):
     assert [p.name for p in out.iterdir()] == ["tiny.txt"]
 
 
+def test_an_output_inside_the_input_is_no_part_of_it(rayds, tmp_path):
+    folder = images(tmp_path)
+    for name in ("out", "again"):  # image_dir looks into all folders
+        words = (
+            "convert",
+            "-i",
+            folder,
+            "-if",
+            "image_dir",
+            "-o",
+            folder / name,
+            "-f",
+            "image_dir",
+            "--save-media",
+        )
+        assert rayds(*words).exit_code == 0
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png")) == [
+        "again/out/x.png",
+        "again/x.png",
+        "out/x.png",
+        "x.png",
+    ]
+    result = rayds(*words, "--overwrite")  # or it would hold itself, once more each time
+    assert result.exit_code == 1
+    assert f"{folder / 'again'} is inside the input {folder}" in result.stderr
+    assert (folder / "again/x.png").exists()
+
+
 def test_strict_writes_nothing_when_something_would_be_lost(rayds, data, tmp_path):
     result = rayds("convert", "-i", data, "-o", tmp_path / "out", "-f", "tiny", "--strict")
     assert result.exit_code == 1

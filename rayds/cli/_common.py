@@ -22,6 +22,7 @@ EXTRA = "rayds.extra"
 DEBUG = "rayds.debug"
 HELP = ("-h", "--help")
 ENGINES = ("auto", "local", "ray")
+SHARD_BY = ("id", "subset")
 
 
 class Opt(click.Option):
@@ -142,6 +143,10 @@ run_options = stacked(
     opt("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, section="Run",
         help="Run in this process or on Ray. auto: Ray when it runs already, has an address or the input is huge."),
     opt("--address", metavar="ADDRESS", section="Run", help="Ray cluster to use, e.g. auto or ray://host:10001."),
+    opt("--shards", type=click.IntRange(1), metavar="N", section="Run",
+        help="Divide the items into N shards by a hash that never changes; they are written shard by shard."),
+    opt("--shard-by", type=click.Choice(SHARD_BY), section="Run",
+        help="What is kept in one shard: an item (id, the default) or a subset."),
 )  # fmt: skip
 
 print_options = stacked(
@@ -165,6 +170,15 @@ def choose_engine(engine: str, address: str | None) -> Engine | str:
     from rayds.engine import make_engine
 
     return make_engine("ray", address=address)
+
+
+def in_shards(dataset: Dataset, shards: int | None, by: str | None) -> Dataset:
+    """The dataset in the shards that --shards and --shard-by ask for."""
+    if shards is None:
+        if by is not None:
+            raise UsageError("--shard-by says how --shards divides the items; give --shards N, too")
+        return dataset
+    return dataset.repartition(shards, by or SHARD_BY[0])
 
 
 def input_format(path: str, name: str | None, quiet: bool) -> Format:

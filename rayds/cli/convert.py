@@ -16,6 +16,7 @@ from rayds.cli._common import (
     asks_help,
     choose_engine,
     extra_words,
+    in_shards,
     input_options,
     opt,
     print_options,
@@ -91,6 +92,8 @@ def convert(
     on_error: str,
     engine: str,
     address: str | None,
+    shards: int | None,
+    shard_by: str | None,
 ) -> None:
     """Write a dataset in another format.
 
@@ -118,8 +121,10 @@ def convert(
     chosen = choose_engine(engine, address)
     with progress(f"looking at {input_path}", quiet):
         dataset = read_dataset(input_path, input_format, read, engine=chosen, on_error=on_error, quiet=quiet)
-    with progress(f"converting to {fmt.name}", quiet, None if quiet else dataset.expected()) as advance:
-        target = output_dir or default_output(input_path, fmt.name, overwrite)
+        expected = None if quiet else dataset.expected()
+        dataset = in_shards(dataset, shards, shard_by)
+    target = output_dir or default_output(input_path, fmt.name, overwrite)
+    with progress(f"converting to {fmt.name}", quiet, expected) as advance:
         report = dataset.write(target, fmt, options, overwrite=overwrite, strict=strict, progress=advance)
     report.seconds = time.monotonic() - start  # with detection and planning
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else str(report))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rayds import Bbox, Dataset, DatasetItem, Image
+
 WRITTEN = "a cat 1 2 3 4\nb dog 5 6 7 8\n"
 
 
@@ -89,11 +91,11 @@ def test_the_extension_of_written_images(rayds, tmp_path, words):
 
 
 def images(tmp_path: Path) -> Path:
-    from PIL import Image
+    from PIL import Image as Pillow
 
     folder = tmp_path / "images"
     folder.mkdir()
-    Image.new("RGB", (4, 3)).save(folder / "x.png")
+    Pillow.new("RGB", (4, 3)).save(folder / "x.png")
     return folder
 
 
@@ -173,6 +175,48 @@ def test_strict_writes_nothing_when_something_would_be_lost(rayds, data, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+class TestShards:
+    @pytest.fixture
+    def source(self, tmp_path):
+        items = [
+            DatasetItem(
+                f"i{n}", [Bbox(1, 2, 3, 4, label=0)], subset="abc"[n % 3], image=Image("x.jpg", size=(9, 9))
+            )
+            for n in range(30)
+        ]
+        Dataset.from_iterable(items, ["cat"]).export(str(tmp_path / "in"), "rayds")
+        return tmp_path / "in"
+
+    def ids(self, path):
+        return [(item.id, item.subset) for item in Dataset.import_from(str(path), "rayds")]
+
+    @pytest.mark.parametrize("by", ["id", "subset"])
+    def test_items_are_written_shard_by_shard(self, rayds, source, tmp_path, by):
+        result = rayds(
+            "convert", "-i", source, "-f", "rayds", "-o", tmp_path / "out", "--shards", 64, "--shard-by", by
+        )
+        assert result.exit_code == 0, result.stderr
+        found = self.ids(tmp_path / "out")
+        assert sorted(found) == sorted(self.ids(source))
+        wanted = Dataset.import_from(str(source)).repartition(64, by)
+        assert found == [(item.id, item.subset) for item in wanted]
+        if by == "subset":
+            subsets = [s for _, s in found]
+            assert subsets == sorted(subsets, key=subsets.index)  # each in one piece: their hashes differ
+        else:
+            assert found != self.ids(source)
+
+    def test_an_item_is_the_default(self, rayds, source, tmp_path):
+        for name, words in (("a", []), ("b", ["--shard-by", "id"])):
+            assert (
+                rayds(
+                    "convert", "-i", source, "-f", "rayds", "-o", tmp_path / name, "--shards", 4, *words
+                ).exit_code
+                == 0
+            )
+        assert self.ids(tmp_path / "a") == self.ids(tmp_path / "b")
+
+
 class TestBadItems:
     @pytest.fixture
     def bad(self, data):
@@ -224,6 +268,9 @@ class TestUsage:
             (["-f", "tiny", "--read", "dellay=1"], "rayds formats tiny"),
             (["-f", "tiny", "--read", "delay=soon"], "'soon' is not a float"),
             (["-f", "tiny", "--engine", "local", "--address", "auto"], "--address"),
+            (["-f", "tiny", "--shards", "0"], "--shards"),
+            (["-f", "tiny", "--shards", "2", "--shard-by", "label"], "subset"),
+            (["-f", "tiny", "--shard-by", "subset"], "give --shards N"),
         ],
     )
     def test_is_told(self, rayds, data, tmp_path, words, told):

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayds.annotations import BoolMask, decode_rle, encode_mask, normal_rle
+from rayds.sql import joined_bytes
 
 Rle = dict[str, Any]
 
@@ -26,6 +29,53 @@ def merge_rles(rles: Sequence[Rle]) -> Rle:
     from pycocotools import mask as coco_mask
 
     return rles[0] if len(rles) == 1 else normal_rle(coco_mask.merge(list(rles)))
+
+
+def broken_rles(
+    counts: pa.Array, height: npt.NDArray[np.int64], width: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which masks have compressed run lengths (strings; null: no mask) that do not fill height x width pixels.
+
+    The same as rayds.annotations.rle_runs says of each, for many at a time.
+    """
+    none = counts.is_null().to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.binary_length(counts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    pixels = np.where(none, 0, height.astype(np.int64) * width)
+    broken: npt.NDArray[np.bool_] = ~none & ((height < 0) | (width < 0) | (pixels >= 1 << 32))
+    full = np.flatnonzero(lengths)
+    broken |= (lengths == 0) & (pixels != 0)
+    if not len(full):
+        return broken
+    codes = np.frombuffer(joined_bytes(counts.fill_null("")), np.uint8).astype(np.int64) - 48
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    broken[owner[(codes < 0) | (codes > 63)]] = True
+    # A number is 5 bits a character, low ones first; 0x20: more follow. The last of a mask must end there.
+    last = (codes & 0x20) == 0
+    mask_ends = np.cumsum(lengths)[full] - 1
+    broken[full[~last[mask_ends]]] = True
+    last[mask_ends] = True
+    ends = np.flatnonzero(last)
+    starts = np.append(0, ends[:-1] + 1)
+    size = ends - starts + 1
+    of = owner[ends]
+    broken[of[size > 7]] = True
+    place = np.minimum(np.arange(len(codes)) - np.repeat(starts, size), 7)
+    runs = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
+    runs -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * np.minimum(size, 8)), 0)  # the sign
+    firsts = np.flatnonzero(np.append(True, of[1:] != of[:-1]))
+    k = np.arange(len(of)) - np.repeat(firsts, np.diff(np.append(firsts, len(of))))
+    for which in (
+        k % 2 == 1,
+        (k % 2 == 0) & (k > 0),
+    ):  # from the fourth on, differences to the one before the last
+        rows = np.flatnonzero(which)
+        sums = np.cumsum(runs[rows])
+        begins = np.flatnonzero(np.append(True, of[rows][1:] != of[rows][:-1])) if len(rows) else rows
+        before = np.append(0, sums)[begins]
+        runs[rows] = sums - np.repeat(before, np.diff(np.append(begins, len(rows))))
+    broken[of[runs < 0]] = True
+    broken[full] |= np.add.reduceat(runs, firsts) != pixels[full]
+    return broken
 
 
 def rle_area(rle: Rle) -> int:

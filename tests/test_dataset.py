@@ -93,6 +93,19 @@ def test_a_coordinate_that_is_no_finite_number_is_a_bad_item(
     assert (report.items, len(report.errors)) == (1, 1)
 
 
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo_ultralytics", "datumaro", "rayds"])
+def test_a_mask_whose_run_lengths_do_not_fill_it_is_a_bad_item(format: str, tmp_path: Path) -> None:
+    image = dm.Image(path="a.jpg", size=(10, 20))
+    good = dm.Mask(np.ones((10, 20), bool), label=0)
+    broken = dm.Mask(rle={"size": [10, 20], "counts": "@@zz~"}, label=0)
+    items = [dm.DatasetItem(m, image=image, annotations=[a]) for m, a in (("good", good), ("bad", broken))]
+    dataset = dm.Dataset.from_iterable(items, categories=["cat"])
+    with pytest.raises(dm.DataError, match="item 'bad': the run lengths of a mask are broken"):
+        dataset.export(str(tmp_path / "out"), format)
+    report = dataset.export(str(tmp_path / "out"), format, on_error="skip")
+    assert (report.items, len(report.errors)) == (1, 1)
+
+
 def test_put_and_remove_return_the_new_dataset() -> None:
     one = dm.Dataset(categories=["cat", "dog"]).put(dm.DatasetItem(id=0, annotations=[dm.Label(0)]))
     again = one.put(dm.DatasetItem(1)).put(dm.DatasetItem(id=0))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rayds import geometry
-from rayds.annotations import Mask, Polygon, decode_rle, encode_mask
+from rayds.annotations import Mask, Polygon, decode_rle, encode_mask, rle_runs
 
 coordinate = st.floats(-50, 50).map(lambda v: round(v, 3))
 outline = st.lists(coordinate, min_size=6, max_size=16).map(lambda v: v[: len(v) // 2 * 2])
@@ -38,6 +39,38 @@ def test_area_and_box_of_a_mask(bits: list[bool]) -> None:
         assert (x, y, x + w, y + h) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     else:
         assert (w, h) == (0, 0)
+
+
+def is_broken(counts: str, height: int, width: int) -> bool:
+    try:
+        rle_runs({"size": [height, width], "counts": counts})
+    except ValueError:
+        return True
+    return False
+
+
+bit_masks = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 99)).map(
+    lambda t: np.random.default_rng(t[2]).random(t[:2]) < t[2] / 100
+)
+whole = bit_masks.map(lambda m: (encode_mask(m)["counts"], *m.shape))
+cut = st.tuples(whole, st.integers(0, 3)).map(lambda t: (t[0][0][: t[1]], *t[0][1:]))
+other_size = whole.map(lambda t: (t[0], t[1] + 1, t[2]))
+noise = st.tuples(
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12),
+    st.integers(-1, 3),
+    st.integers(-1, 3),
+)
+
+
+@given(st.lists(st.one_of(whole, cut, other_size, noise, st.none()), max_size=8))
+def test_broken_masks_among_many_are_those_that_are_broken_alone(
+    masks: list[tuple[str, int, int] | None],
+) -> None:
+    counts = pa.array([m and m[0] for m in masks], pa.string())
+    height, width = (np.array([m[k] if m else -1 for m in masks], np.int64) for k in (1, 2))
+    assert geometry.broken_rles(counts, height, width).tolist() == [
+        m is not None and is_broken(*m) for m in masks
+    ]
 
 
 def test_polygons_are_drawn_as_one_mask() -> None:

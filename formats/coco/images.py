@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,10 @@ def images_of(records: Records, file: str) -> tuple[pa.Table, list[DataError]]:
     bad = np.zeros(len(texts), bool)
     names = found.column("file_name").to_pylist()
     places = records.base + records.starts[number]
-    for i in np.flatnonzero(_suspects(id, no_integer, _array(found, "file_name"), constants)):
-        reason = constants.get(int(i))
+    unsized = _odd_sizes(texts, _array(found, "width"), _array(found, "height"))
+    suspects = _suspects(id, no_integer, _array(found, "file_name"), {**constants, **unsized})
+    for i in np.flatnonzero(suspects):
+        reason = constants.get(int(i)) or unsized.get(int(i))
         if no_integer[i] or id[int(i)].as_py() is None:
             reason = "an image needs an integer 'id'"
         elif not names[i]:
@@ -84,6 +87,21 @@ def images_of(records: Records, file: str) -> tuple[pa.Table, list[DataError]]:
 def _array(table: pa.Table, name: str) -> pa.Array:
     column = table.column(name)
     return column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
+
+
+def _odd_sizes(texts: pa.Array, width: pa.Array, height: pa.Array) -> dict[int, str]:
+    """What is wrong with the sizes that are there but no whole numbers, by record."""
+    unread = np.flatnonzero(pc.or_(width.is_null(), height.is_null()).to_numpy(zero_copy_only=False))
+    if not len(unread):
+        return {}
+    named = pc.match_substring_regex(texts.take(pa.array(unread)), r'"(width|height)"\s*:\s*[^\sn]')
+    found = {}
+    for i in unread[named.to_numpy(zero_copy_only=False)].tolist():
+        record = json.loads(texts[i].as_py())
+        for key, read in (("width", width[i]), ("height", height[i])):
+            if not read.is_valid and record.get(key) is not None:
+                found[i] = f"{key!r} is no whole number: {json.dumps(record[key])[:60]}"
+    return found
 
 
 def _suspects(id: pa.Array, no_integer: Any, names: pa.Array, constants: dict[int, str]) -> Any:

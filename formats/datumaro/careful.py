@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayds.annotations import normal_rle
+from rayds.annotations import normal_rle, rle_runs
 from rayds.errors import DataError
 from rayds.formats.datumaro.media import Locator
 from rayds.item import dump_json
@@ -246,6 +246,10 @@ def _mask(rle: Any) -> dict[str, Any]:
         )
     if not counts.isascii():
         raise WrongValueError("the 'counts' of 'rle' are not compressed run lengths")
+    try:
+        rle_runs({"size": [height, width], "counts": counts})
+    except ValueError as e:
+        raise WrongValueError(str(e)) from e
     return {"height": height, "width": width, "counts": counts}
 
 

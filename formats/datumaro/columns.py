@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayds.geometry import broken_rles
 from rayds.schema import AnnotationType
 from rayds.sql import query, text_column
 
@@ -259,6 +260,10 @@ class Columns:
             wrong |= self.has_rle & (~_valid(counts) | ~_starts(counts, '"') | (_lengths(self.rle_size) != 2))
             wrong |= ~pc.string_is_ascii(counts).fill_null(True).to_numpy(zero_copy_only=False)
             wrong[_rows_with(self.rle_size, _no_size)] = True
+            masks = np.flatnonzero(self.has_rle & ~wrong)
+            sizes = self.rle_size.take(pa.array(masks)).flatten().to_numpy(zero_copy_only=False)
+            height, width = sizes.reshape(-1, 2).T.astype(np.int64)
+            wrong[masks[broken_rles(unquoted(counts.take(pa.array(masks))), height, width)]] = True
         for key, values in self.lists.items():
             if values.null_count < len(values):
                 wrong[_rows_with(values, _no_visibility if key == "visibility" else _odd)] = True

@@ -49,17 +49,28 @@ def read_file(name: str, subset: str, remap: list[int], ctx: ReadContext) -> Ite
     seen = Seen()
     with ctx.root.open(name) as f:
         scanner = RecordScanner(f, file, ("items",))
-        for made in ordered_map(reader.read, scanner.records(), ctx.workers):
+        cut: list[DataError] = []
+        for made in ordered_map(reader.read, _until_cut(scanner, cut), ctx.workers):
             for error in made.errors:
                 ctx.bad(error, subset)
             table = _without_repeated(made, seen, file, subset, ctx)
             for start in range(0, table.num_rows, ctx.block_rows):
                 yield table.slice(start, ctx.block_rows)
+        if cut:
+            raise cut[0]
         left = scanner.skeleton.get("items")
     if left != []:  # no list, or something in it that is no record
         raise DataError(
             f"'items' is {json.dumps(left)[:60]}, not a list of objects", file=file, remedy="Repair it"
         )
+
+
+def _until_cut(scanner: RecordScanner, cut: list[DataError]) -> Iterator[Records]:
+    """The records up to where the file stops being JSON: an error that overtook them on their threads would take them along."""
+    try:
+        yield from scanner.records()
+    except DataError as e:
+        cut.append(e)
 
 
 def _without_repeated(made: Made, seen: Seen, file: str, subset: str, ctx: ReadContext) -> pa.Table:

@@ -20,6 +20,7 @@ from rayds.formats.voc.layout import ACTION, LAYOUT, MAIN, SEGMENTATION, Part
 from rayds.formats.voc.masks import MaskReader
 from rayds.formats.voc.xml import new_parser, parse_element, parse_xml, place_of, text_of
 from rayds.item import dump_json
+from rayds.media import is_image
 
 READ_MANY = 256
 OBJECTS = MAIN | LAYOUT | ACTION
@@ -121,7 +122,7 @@ class ItemReader:
                 raise e
             return  # type: ignore[unreachable]  # the guard may swallow it
         columns.ids.append(id)
-        columns.paths.append(path)
+        columns.paths.append(path or self._missing(id, head))
         columns.widths.append(head.size[0])
         columns.heights.append(head.size[1])
         columns.extras.append(extra)
@@ -135,6 +136,14 @@ class ItemReader:
             if self.ctx.root.is_file(name):
                 return self.ctx.root.path(name)
         return None
+
+    def _missing(self, id: str, head: ItemHead) -> str | None:
+        """Where an image that is not there should be, so that whoever needs it can say so."""
+        return (
+            f"{self.image_root}/{id}{posixpath.splitext(head.filename)[1]}"
+            if is_image(head.filename)
+            else None
+        )
 
     def _labels(self, labels: Any) -> None:
         for name, difficult in labels:

@@ -26,6 +26,7 @@ class Part:
     """What one shard reads: a byte range of a list file (`start` to `end`), or images by name.
 
     names, labels, ids: image paths and label files relative to the dataset, and item ids.
+    again: (number of the entry, line of the file) of entries of the list that stand there a second time.
     base: folder that item ids are relative to. token: marks one reading of a dataset.
     """
 
@@ -38,6 +39,7 @@ class Part:
     names: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
+    again: tuple[tuple[int, int], ...] = ()
 
 
 def parts_of(path: str) -> list[str]:
@@ -141,22 +143,42 @@ def common_folder(folders: Iterable[str]) -> str:
 def list_shards(root: Storage, subset: str, file: str, resolver: Resolver, token: str) -> list[Shard]:
     """Shards of about SHARD_ITEMS entries of a list file, by byte range."""
     data = root.read_bytes(file)
-    folders = {split_entry(e)[0] for e in read_list(data, root.path(file))}
-    inside = [resolver.folder(f) for f in sorted(folders)]
+    entries = read_list(data, root.path(file))
+    inside = [resolver.folder(f) for f in sorted({split_entry(e)[0] for e in entries})]
     base = common_folder(i for i in inside if set_base(i) is None)
     breaks = np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + 1
     cuts = [0, *breaks[SHARD_ITEMS - 1 :: SHARD_ITEMS].tolist()]
     if cuts[-1] < len(data):
         cuts.append(len(data))
+    again = _again(data, cuts) if len(set(entries)) < len(entries) else {}
     return [
         Shard(
             f"{file}-{i}",
-            Part(subset, base, token, file, a, b),
+            Part(subset, base, token, file, a, b, again=tuple(again.get(i, ()))),
             (b - a) * 10,
             items=sum(1 for line in data[a:b].split(b"\n") if line.strip()),
         )
         for i, (a, b) in enumerate(pairwise(cuts))
     ]
+
+
+def _again(data: bytes, cuts: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+    """The entries of each shard that the list has before: (number in the shard, line of the file)."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    seen: set[bytes] = set()
+    number = 0
+    for shard, (a, b) in enumerate(pairwise(cuts)):
+        entry = 0
+        for line in data[a:b].removesuffix(b"\n").split(b"\n"):
+            number += 1
+            text = line.removeprefix(b"\xef\xbb\xbf").strip().strip(b'"')
+            if not line.strip():
+                continue
+            if text in seen:
+                found.setdefault(shard, []).append((entry, number))
+            seen.add(text)
+            entry += 1
+    return found
 
 
 def name_shards(subset: str, base: str, found: Scan, token: str) -> list[Shard]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -282,12 +283,15 @@ def _lists(
         name = resolver.file(value)
         if name is not None:
             found[key] = name
-        elif ctx.on_error is OnError.RAISE:
-            raise DataError(
+        else:
+            error = DataError(
                 f"the list {value!r} of the subset {key!r} is missing",
                 file=files.root.path(data),
                 remedy="Put it into the dataset folder, or take the line out",
             )
+            if ctx.on_error is OnError.RAISE:
+                raise error
+            warnings.warn(f"{error}; the subset is left out", stacklevel=2)
     if not found:
         for name in files.files():
             if name.endswith(".txt") and is_image(

@@ -143,6 +143,12 @@ BAD_IMAGES: list[tuple[Json, str, str]] = [
     ({"id": 7, "file_name": "a.png"}, "two images of a subset differ in their extension only", "a"),
     ({"id": 7, "file_name": "a.jpg"}, "or have one file name", "a"),
     ({"id": 7, "file_name": "c.jpg", "width": float("nan")}, "NaN is not a JSON number", "c.jpg"),
+    (
+        {"id": 7, "file_name": "c.jpg", "width": "wide", "height": 4},
+        "'width' is no whole number: \"wide\"",
+        "c.jpg",
+    ),
+    ({"id": 7, "file_name": "c.jpg", "width": 4, "height": [5]}, "'height' is no whole number: [5]", "c.jpg"),
     ({"id": 7, "file_name": "c.jpg", "x": float("inf")}, "Infinity is not a JSON number", "c.jpg"),
 ]
 
@@ -155,6 +161,18 @@ def test_bad_images(tmp_path: Path, bad: Json, reason: str, item: str) -> None:
     assert len(errors) == 1
     assert [i.id for i in left] == ["a", "b"]
     assert [a.id for a in left[0].annotations] == [1]
+
+
+def test_sizes_that_are_not_told_are_no_mistake(tmp_path: Path) -> None:
+    images: list[Json] = [
+        {"id": 1, "file_name": "a.jpg"},
+        {"id": 2, "file_name": "b.jpg", "width": None, "height": 4},
+    ]
+    put(tmp_path / "d", text([GOOD], images=images))
+    assert [i.image and i.image.size for i in Dataset.import_from(str(tmp_path / "d"), "coco")] == [
+        None,
+        None,
+    ]
 
 
 def test_annotations_of_a_bad_image_are_counted(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 from datumaro_data import box, document, load, put, read
 
+from rayds.dataset import Dataset
+from rayds.engine.local import LocalEngine
 from rayds.errors import DataError
 from rayds.formats.datumaro.seen import Seen
 
@@ -58,6 +60,8 @@ ANNOTATIONS = [
     ({"type": "caption", "caption": 5}, "'caption' is 5, not a text"),
     ({"type": "mask"}, "'rle' is null"),
     ({"type": "mask", "rle": {"counts": "é", "size": [1, 2]}}, "not compressed run lengths"),
+    ({"type": "mask", "rle": {"counts": "@@zz~", "size": [1, 2]}}, "the run lengths of a mask are broken"),
+    ({"type": "mask", "rle": {"counts": "3", "size": [1, 2]}}, "the run lengths of a mask are broken"),
     ({"type": "mask", "rle": {"counts": [1, 2], "size": [2, 2]}}, "run lengths sum to 3, but the mask is 2x2"),
     ({"type": "mask", "rle": {"counts": "06", "size": [2]}}, "the size is [2]"),
     (5, "it is 5, not an object"),
@@ -159,6 +163,17 @@ def test_a_file_that_is_cut_off(tmp_path, cut):
     put(tmp_path, text[:cut])
     with pytest.raises(DataError, match=r"train\.json"):
         list(read(tmp_path))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_stands_before_the_cut_is_read(tmp_path, workers):
+    text = json.dumps(document(*({"id": i, "annotations": [box()]} for i in "abc")))
+    put(tmp_path, text[: text.index('"c"') + 10])
+    engine = LocalEngine(workers)
+    made = Dataset.import_from(str(tmp_path), "datumaro", engine=engine, on_error="skip")
+    report = made.export(str(tmp_path / "out"), "datumaro")
+    assert [item.id for item in read(tmp_path / "out")] == ["a", "b"]
+    assert [e["reason"].split(" inside")[0] for e in report.errors] == ["the file is cut off"]
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,17 @@ def test_odd_boxes_are_read_as_they_are(tmp_path):
 def test_missing_size_and_missing_xml_are_fine(tmp_path):
     root = write_xml(tmp_path, "a", obj(), size=False)
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
-    assert [(i.id, i.media, len(i.annotations)) for i in read(root)] == [("a", None, 1), ("b", None, 0)]
+    a, b = read(root)
+    assert (a.id, a.image.size, a.image.has_data, len(a.annotations)) == ("a", None, False, 1)
+    assert (b.id, b.media, len(b.annotations)) == ("b", None, 0)
+
+
+def test_a_missing_image_is_named_by_whoever_needs_it(tmp_path):
+    root = write_xml(tmp_path / "in", "a", obj())
+    (missing,) = read(root)
+    assert missing.image.path == str(root / "JPEGImages/a.jpg")
+    with pytest.raises(DataError, match=r"JPEGImages/a.jpg, item 'a': the image file is missing"):
+        read(root).export(str(tmp_path / "out"), "coco", save_media=True)
 
 
 # bad input

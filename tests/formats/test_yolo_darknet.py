@@ -319,6 +319,28 @@ def test_missing_image_or_list_names_the_remedy(tmp_path):
         read(root)
 
 
+def test_a_subset_whose_list_is_missing_is_told_of_when_it_is_left_out(tmp_path):
+    root = darknet(tmp_path)
+    (root / "valid.txt").unlink()
+    with pytest.warns(UserWarning, match=r"'data/valid.txt' of the subset 'valid' is missing.*left out"):
+        made = read(root, on_error="skip")
+    assert [(i.id, i.subset) for i in made] == [("1", "train"), ("2", "train")]
+
+
+@pytest.mark.parametrize("shard", [2000, 1, 2])
+def test_an_image_listed_twice_is_one_item(tmp_path, monkeypatch, shard):
+    monkeypatch.setattr(_paths, "SHARD_ITEMS", shard)
+    one, two = "data/obj_train_data/1.jpg", "data/obj_train_data/2.jpg"
+    root = darknet(tmp_path, **{"train.txt": f"{one}\n\n{two}\n  {one} \n{two}"})
+    with pytest.raises(
+        DataError, match=r"train.txt, line 4, item '1': the list names the image a second time"
+    ):
+        list(read(root))
+    report = read(root, on_error="skip").export(str(tmp_path / "out"), "rayds")
+    assert report.subsets == {"train": 2, "valid": 1}
+    assert [(e["item"], e["place"]) for e in report.errors] == [("1", "line 4"), ("2", "line 5")]
+
+
 def test_broken_images_meta(tmp_path):
     root = darknet(tmp_path, **{"images.meta": "a 1 2\n\nb two 3\n"})
     with pytest.raises(DataError, match=r"images.meta, line 3: expected '<ID> <height> <width>'"):

@@ -31,6 +31,7 @@ from rayds.format import (
     WriteContext,
     item_id,
 )
+from rayds.formats._hashes import hashes
 from rayds.listing import Listing
 from rayds.media import is_image
 from rayds.options import Options, SaveMedia, option
@@ -153,18 +154,18 @@ class ImageDir(Format):
         without = ids.filter(pc.invert(has))
         if len(without):
             ctx.lose("items without an image", len(without), f"item {without[0].as_py()!r}")
-        return _hashes(ids.filter(has))
+        return hashes(ids.filter(has))
 
     def finish(self, fragments: Sequence[Any], ctx: WriteContext) -> None:
         """Raises DataError when items of different subsets have one id: one image would replace the other."""
         values, counts = np.unique(
-            np.concatenate([_hashes(pa.array([], pa.string())), *fragments]), return_counts=True
+            np.concatenate([hashes(pa.array([], pa.string())), *fragments]), return_counts=True
         )
         twice = values[counts > 1]
         if not len(twice):
             return
         ids = pa.array([item_id(n) for n in Listing(ctx.out.url).walk()], pa.string())
-        example = next(iter(ids.filter(pa.array(np.isin(_hashes(ids), twice))).to_pylist()), None)
+        example = next(iter(ids.filter(pa.array(np.isin(hashes(ids), twice))).to_pylist()), None)
         raise DataError(
             f"{len(twice):,} ids occur in more than one subset, and image_dir has no subsets: images would be lost",
             item=example,
@@ -174,9 +175,3 @@ class ImageDir(Format):
 
 def _visible(files: Listing) -> Iterator[str]:
     return (n for n in files.walk() if not posixpath.basename(n).startswith("."))
-
-
-def _hashes(ids: pa.Array) -> npt.NDArray[np.uint64]:
-    from pandas.util import hash_array
-
-    return np.asarray(hash_array(ids.to_numpy(zero_copy_only=False), categorize=False), np.uint64)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +206,20 @@ def test_real_photos() -> None:
     for item in got:
         assert item.image is not None
         assert item.image.pixels.shape[:2] == sizes[item.id]
+
+
+def test_blocks_written_at_one_time_in_a_new_process(tmp_path: Path) -> None:
+    """What a worker loads at its first block must not stop another worker that does the same."""
+    code = f"""
+import numpy as np, rayds
+from rayds.engine.local import LocalEngine
+from rayds.item import to_table
+tables = [
+    to_table([rayds.DatasetItem(f"{{n}}-{{i}}", image=np.ones((4, 4, 3))) for i in range(3)]) for n in range(6)
+]
+for format in ("image_dir", "datumaro"):
+    report = rayds.Dataset.from_arrow(tables, engine=LocalEngine(4)).export(r"{tmp_path}/" + format, format)
+    assert report.items == 18
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

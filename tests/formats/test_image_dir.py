@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -208,18 +207,22 @@ def test_real_photos() -> None:
         assert item.image.pixels.shape[:2] == sizes[item.id]
 
 
-def test_blocks_written_at_one_time_in_a_new_process(tmp_path: Path) -> None:
+def test_blocks_written_at_one_time_by_the_command(tmp_path: Path) -> None:
     """What a worker loads at its first block must not stop another worker that does the same."""
-    code = f"""
-import numpy as np, rayds
-from rayds.engine.local import LocalEngine
-from rayds.item import to_table
-tables = [
-    to_table([rayds.DatasetItem(f"{{n}}-{{i}}", image=np.ones((4, 4, 3))) for i in range(3)]) for n in range(6)
-]
-for format in ("image_dir", "datumaro"):
-    report = rayds.Dataset.from_arrow(tables, engine=LocalEngine(4)).export(r"{tmp_path}/" + format, format)
-    assert report.items == 18
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    items = [
+        DatasetItem(f"{subset}-{i}", subset=subset, image=np.ones((4, 4, 3)))
+        for subset in ("train", "val", "test")
+        for i in range(3)
+    ]
+    Dataset.from_iterable(items).export(str(tmp_path / "in"), "coco_image_info", save_media=True)
+    words = ["convert", "-i", "in", "-if", "coco", "-f", "image_dir", "-o", "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rayds", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "RAYDS_CPUS": "4"},
+    )
     assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 9

@@ -63,12 +63,12 @@ def read_images(part: Part, ctx: ReadContext, setting: Setting) -> Iterator[pa.T
     lines, bad = parse(read_labels(ctx.root, images.labels))
     bad.update({i: b for i, b in check(lines, setting).items() if i not in bad or b.number < bad[i].number})
     wrong = {i: _line_error(b, ctx.root.path(images.labels[i]), images.ids[i]) for i, b in bad.items()}
-    for i, line in part.again:
+    for i, number in part.again:
         wrong[i] = DataError(
             "the list names the image a second time",
             file=ctx.root.path(part.list_file or ""),
             item=images.ids[i],
-            place=f"line {line}",
+            place=f"line {number}",
             remedy="Take the line out, or leave it out with --on-error skip",
         )
     needed = np.zeros(n, bool)

@@ -197,8 +197,13 @@ def _tasks(fmt: Any, shared: Block, subset: str, ctx: WriteContext) -> dict[str,
     for records in picked.values():
         used |= records
     has = kinds_of(found)
-    spatial = has[T.bbox] | has[T.polygon] | has[T.mask] | has[T.points]
-    ctx.lose("annotations that the chosen tasks have no place for", int((mine & spatial & ~used).sum()))
+    spatial = np.zeros(len(mine), bool)
+    for kind in (T.bbox, T.polygon, T.mask, T.points):
+        if kind in fmt.capabilities(ctx.options).annotations:  # the others are counted by their kind
+            spatial |= has[kind]
+    if len(lost := np.flatnonzero(mine & spatial & ~used)):
+        example = f"image {shared.image[found.view.item[found.first[lost[0]]]]}"
+        ctx.lose("annotations that the chosen tasks have no place for", len(lost), example)
     return {task: np.flatnonzero(picked[task] & mine) for task in TASKS if task in picked}
 
 

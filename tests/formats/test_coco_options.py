@@ -13,6 +13,7 @@ from rayds.annotations import Bbox, Caption, Label, Mask, Polygon, decode_rle
 from rayds.dataset import Dataset
 from rayds.errors import DataError
 from rayds.item import DatasetItem
+from rayds.media import Image
 
 Json = dict[str, Any]
 LABELS = ["cat", "dog", "bird"]
@@ -212,3 +213,12 @@ def test_ids_of_what_is_not_written_do_not_matter(tmp_path: Path) -> None:
     assert parsed(tmp_path / "c/annotations/captions_default.json")["annotations"] == [
         {"id": 5, "image_id": 7, "caption": "a thing"}
     ]
+
+
+def test_what_a_task_does_not_hold_is_counted_once(tmp_path: Path) -> None:
+    image = Image(path="a.jpg", size=(10, 20))
+    item = DatasetItem("a", image=image, annotations=[Bbox(1, 2, 3, 4, label=0, id=1, group=1)])
+    report = Dataset.from_iterable([item], ["cat"]).export(str(tmp_path / "out"), "coco_panoptic")
+    assert {kind: n for kind, (n, _) in report.losses.items() if "annotations" in kind} == {
+        "bbox annotations": 1
+    }

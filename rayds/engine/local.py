@@ -170,11 +170,12 @@ def sort_by_keys(table: Block, keys: Sequence[str]) -> Block:
 
 def _partition(block: Block, keys: Sequence[str], n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The partition (0..n-1) of every row by a hash of its keys."""
-    import pandas as pd
+    from rayds.sql import query
 
-    frame = block.select(list(keys)).to_pandas()
-    hashed = pd.util.hash_pandas_object(frame, index=False, categorize=True).to_numpy()
-    return np.asarray(hashed % np.uint64(n), np.int64)
+    names = ", ".join(f'"{k}"' for k in keys)
+    found = query(f"SELECT (hash({names}) % {int(n)})::BIGINT AS partition FROM t", t=block.select(list(keys)))
+    partition: np.ndarray[Any, np.dtype[np.int64]] = found.column("partition").to_numpy()
+    return partition
 
 
 class _Partitions:

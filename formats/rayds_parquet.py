@@ -49,7 +49,7 @@ from rayds.schema import (
     with_annotations,
     with_media,
 )
-from rayds.storage import Storage, is_url, safe_relative
+from rayds.storage import Storage, io_threads, is_url, safe_relative
 
 VERSION = 1
 INDEX = "rayds.json"
@@ -57,7 +57,6 @@ ROW_GROUP_ROWS = 2500
 ROW_GROUP_BYTES = 64 << 20  # of embedded images
 SHARD_BYTES = 256 << 20  # a bigger file is read by several tasks
 READ_AHEAD = 64  # images
-IO_THREADS = 8
 
 # How media.path is meant: as it was in the source, relative to the dataset, or not at all.
 REFERENCED, SAVED, EMBEDDED = "referenced", "saved", "embedded"
@@ -225,7 +224,7 @@ class RaydsParquet(Format):
         """The block in small parts, with the bytes of the images in the place of their paths."""
         ids, subsets = single_chunk(block, "id"), single_chunk(block, "subset")
         extensions = self.extensions(block, ctx)
-        with ThreadPoolExecutor(IO_THREADS) as pool:
+        with ThreadPoolExecutor(io_threads(*media_field(block, "path").to_pylist())) as pool:
             for start in range(0, block.num_rows, READ_AHEAD):
                 part = block.slice(start, READ_AHEAD)
                 rows = single_chunk(part, "media").to_pylist()

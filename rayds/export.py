@@ -23,9 +23,8 @@ from rayds.format import Capabilities, Format, WriteContext
 from rayds.losses import NOTE, Summary, summarize
 from rayds.report import Report
 from rayds.schema import DEFAULT_SUBSET, MEDIA_TYPE, media_field, single_chunk, split_errors
-from rayds.storage import Storage, check_output
+from rayds.storage import Storage, check_output, io_threads
 
-IO_THREADS = 8
 QUARANTINE = "quarantine.parquet"
 
 
@@ -109,7 +108,7 @@ def fill_sizes(block: pa.Table, ctx: WriteContext) -> pa.Table:
             )
             return None
 
-    with ThreadPoolExecutor(IO_THREADS) as pool:
+    with ThreadPoolExecutor(io_threads(*(row["path"] for row in todo if row))) as pool:
         sizes = list(pool.map(one, range(len(rows))))
     height = np.array(media_field(block, "height").fill_null(-1), np.int32)
     width = np.array(media_field(block, "width").fill_null(-1), np.int32)
@@ -140,7 +139,7 @@ def save_media(fmt: Format, block: pa.Table, ctx: WriteContext) -> pa.Table:
         except DataError as e:
             failed[i] = DataError(e.reason, file=e.file, item=ids[i].as_py(), remedy=e.remedy)
 
-    with ThreadPoolExecutor(IO_THREADS) as pool:
+    with ThreadPoolExecutor(io_threads(ctx.out.url, *(row["path"] for row in rows if row))) as pool:
         list(pool.map(one, range(len(rows))))
     return _keep(block, failed, ctx)
 
@@ -190,8 +189,9 @@ def export(
             write_quarantine(staging, report.errors)
             report.quarantine = target.path(QUARANTINE)
         target.publish(staging)
-    except BaseException:
-        staging.remove()
+    except BaseException as e:
+        if not getattr(e, "keeps_staging", False):  # it is the only whole one: see Storage.publish
+            staging.remove()
         raise
     report.seconds = time.monotonic() - start
     return report

@@ -26,11 +26,9 @@ from rayds.item import annotation_to_row
 from rayds.media import decode
 from rayds.registry import load
 from rayds.schema import ANNOTATION_TYPE, AnnotationType, flat, single_chunk, with_annotations
-from rayds.storage import read_url
+from rayds.storage import io_threads, read_url
 
 Pixels = npt.NDArray[np.uint8]
-
-IO_THREADS = 8
 
 
 class Launcher(ABC):
@@ -108,8 +106,9 @@ class Inference:
 
     def __call__(self, block: Block) -> Block:
         ids = single_chunk(block, "id")
-        with ThreadPoolExecutor(IO_THREADS) as pool:
-            found = list(pool.map(_pixels, ids.to_pylist(), single_chunk(block, "media").to_pylist()))
+        media = single_chunk(block, "media").to_pylist()
+        with ThreadPoolExecutor(io_threads(*(row["path"] for row in media if row))) as pool:
+            found = list(pool.map(_pixels, ids.to_pylist(), media))
         bad = {i: f for i, f in enumerate(found) if isinstance(f, DataError)}
         if bad and self.on_error is OnError.RAISE:
             raise next(iter(bad.values()))

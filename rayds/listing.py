@@ -1,7 +1,8 @@
 """What is under a dataset path: listed folder by folder, each once, whatever the storage.
 
 A format's detection and its plan look at names far more often than at content; on object stores each look
-is a request, so that every folder is asked for once and only when a pattern can match in it.
+is a request, so that every folder is asked for once and only when a pattern can match in it; where a folder has many
+sub-folders, all below it is one listing. A path of an archive is the folder in it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ import os
 import posixpath
 from collections.abc import Iterator
 
-from rayds.storage import Storage
+from rayds.connect import connect
+from rayds.remote import tree
+from rayds.storage import Storage, check_published
+from rayds.urls import archive_kind, archive_url, split_archive
+
+FEW = 4  # from more sub-folders on, all below a remote folder is listed at once
+
+
+def _archive_of(storage: Storage) -> Storage:
+    """The top folder of an archive for the path of one; other paths as they are."""
+    kind = archive_kind(storage.url)
+    return Storage(archive_url(kind, storage.url)) if kind and storage.is_file("") else storage
 
 
 class Listing:
@@ -21,16 +33,38 @@ class Listing:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        storage = Storage(path)
+        storage = _archive_of(Storage(path))
         self.file: str | None = None
-        if storage.local and not os.path.exists(storage.url):
-            raise FileNotFoundError(f"{storage.url}: no such file or folder")
-        if not storage.is_dir():
-            if not storage.local and not storage.exists():
-                raise FileNotFoundError(f"{storage.url}: no such file or folder")
-            storage, self.file = storage.parent, storage.name
-        self.root = storage
         self._entries: dict[str, tuple[list[str], list[str]]] = {}
+        self._whole: set[str] = set()
+        if storage.local:
+            if not os.path.exists(storage.url):
+                raise FileNotFoundError(f"{storage.url}: no such file or folder")
+            self.root, is_dir = storage, storage.is_dir()
+        else:
+            self.root, is_dir = self._remote_root(storage)
+        if not is_dir:
+            self.root, self.file = storage.parent, storage.name
+            self._entries = {}
+
+    def _remote_root(self, storage: Storage) -> tuple[Storage, bool]:
+        """(the storage, whether it is a folder): by listing it, which is needed anyway. An archive's one folder of its name."""
+        inside = split_archive(storage.url)
+        if inside:
+            connect(storage.url, fresh=True)
+        found = storage.entries()
+        if inside:
+            own = posixpath.basename(inside[1]).split(".")[0]
+            if not inside[2] and found == ([own], []):
+                storage = storage.sub(own)
+                found = storage.entries()
+        if found == ([], []) and not storage.is_dir():
+            if not storage.exists():
+                raise FileNotFoundError(f"{storage.url}: no such file or folder")
+            return storage, False
+        check_published(storage.url, found[1])
+        self._entries[""] = found
+        return storage, True
 
     def __repr__(self) -> str:
         return f"Listing({self.root.path(self.file or '')!r})"
@@ -38,7 +72,7 @@ class Listing:
     def up(self, levels: int = 1) -> Listing:
         """The listing of a folder above; `file` becomes relative to it."""
         made = Listing.__new__(Listing)
-        made.root, made.file, made._entries = self.root, self.file, {}
+        made.root, made.file, made._entries, made._whole = self.root, self.file, {}, set()
         for _ in range(levels):
             made.file = f"{made.root.name}/{made.file}" if made.file else None
             made.root = made.root.parent
@@ -98,6 +132,14 @@ class Listing:
             for name in self.files(inner):
                 yield posixpath.join(inner, name)
 
+    def _fetch(self, folder: str) -> None:
+        """List all that is below a folder of a remote storage at once: not a request for every folder."""
+        if any(folder == w or folder.startswith(f"{w}/") or not w for w in self._whole):
+            return
+        for inner, (dirs, files) in tree(self.root.find(folder)).items():
+            self._entries[posixpath.join(folder, inner) if inner else folder] = sorted(dirs), sorted(files)
+        self._whole.add(folder)
+
     def _folders(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
         """A folder and all below it, but hidden ones and links to a folder that is being walked."""
         if self.root.local:
@@ -105,6 +147,8 @@ class Listing:
             if real in above:
                 return
             above = (*above, real)
+        elif len(self.dirs(folder)) > FEW:
+            self._fetch(folder)
         yield folder
         for name in self.dirs(folder):
             if not name.startswith("."):

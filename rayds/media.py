@@ -329,14 +329,16 @@ def probe(path: str) -> tuple[int, int] | None:
     """
     folder, _, base = path.rpartition("/")
     storage = Storage(folder or (os.sep if path.startswith("/") else "."))
+    size = PROBE_BYTES
     try:
-        data = storage.head(base, PROBE_BYTES)
-        try:
-            return probe_bytes(data, path)
-        except DataError:  # a long header (EXIF thumbnails, colour profiles): take the whole file
-            if len(data) < PROBE_BYTES:
-                raise
-            return probe_bytes(read_url(path), path)
+        while True:
+            data = storage.head(base, size)
+            try:
+                return probe_bytes(data, path)
+            except DataError:  # a long header (EXIF thumbnails, colour profiles): take more of the file
+                if len(data) < size:
+                    raise
+            size *= 8
     except FileNotFoundError:
         return None
 

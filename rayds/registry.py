@@ -109,12 +109,13 @@ def search(path: str, depth: int = 2) -> tuple[Found, list[Found]]:
     if here.best:
         return here, []
     files = Listing(path)
+    top = path if files.root.local else files.root.url
     level = [""] if files.file is None else []
     for _ in range(depth):
         level = [
             posixpath.join(up, name) for up in level for name in files.dirs(up) if not name.startswith(".")
         ]
-        below = [found for name in level if (found := Found.at(posixpath.join(path, name))).best]
+        below = [found for name in level if (found := Found.at(posixpath.join(top, name))).best]
         if below:
             return here, below
     return here, []

@@ -1,57 +1,35 @@
-"""Every path is an fsspec URL: list, read, read ranges, write, concatenate, publish.
+"""Every path is a local one or an fsspec URL: list, read, read ranges, write, concatenate, publish.
 
 ``Storage`` is a folder. Local folders take a direct way (no fsspec between us and the operating system),
-because creating many small files is where the time of several formats goes.
+because creating many small files is where the time of several formats goes; all else goes to ``rayds.remote``.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
-import re
 import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rayds.connect import connect
 from rayds.errors import DataError, OutputExistsError, RaydsError, StorageError
+from rayds.parallel import ordered_map
+from rayds.remote import MARKER, Remote, threads
+from rayds.urls import is_url, local_path, normal, outermost, safe_relative, split_archive
 
-REMOTE_THREADS = 16
-_SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://|^[a-zA-Z0-9+.-]+::")
+__all__ = ["Storage", "check_output", "io_threads", "is_url", "read_url", "safe_output", "safe_relative"]
 
-
-def url_to_fs(url: str) -> tuple[Any, str]:
-    """(file system, path in it) of a URL."""
-    import fsspec  # and asyncio with it: not for local paths
-
-    fs, path = fsspec.core.url_to_fs(url)
-    return fs, str(path)
+LOCAL_THREADS = 8
 
 
-def is_url(path: str) -> bool:
-    """Whether a path names a storage other than the local file system."""
-    return bool(_SCHEME.match(path)) and not path.startswith(("file://", "local://"))
-
-
-def _local_path(path: str) -> str:
-    return re.sub(r"^(file|local)://", "", path)
-
-
-def safe_relative(path: str, *, file: str | None = None, item: str | None = None) -> str:
-    """A relative path from untrusted data, normalised; raises DataError when it would leave its folder."""
-    clean = path.replace("\\", "/")
-    if clean.startswith("/") or re.match(r"^[a-zA-Z]:/", clean) or "\0" in clean:
-        raise DataError(f"the path {path!r} is not relative to the dataset", file=file, item=item)
-    if clean and not {"", ".", ".."}.isdisjoint(clean.split("/")):
-        clean = posixpath.normpath(clean)
-        if clean == ".." or clean.startswith("../"):
-            raise DataError(f"the path {path!r} leaves the dataset folder", file=file, item=item)
-    return clean
+def io_threads(*paths: str | None) -> int:
+    """How many threads to read or write files of these paths with: many where one of them is remote."""
+    return threads() if any(p and is_url(p) for p in paths) else LOCAL_THREADS
 
 
 @contextmanager
@@ -82,11 +60,7 @@ class Storage:
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        text = os.fspath(url)
-        if is_url(text):
-            self.url = re.sub(r"(?<![:/])/+$", "", text)  # "memory://" stays
-        else:
-            self.url = str(Path(_local_path(text)).expanduser().absolute())
+        self.url = normal(url)
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -97,27 +71,21 @@ class Storage:
     def __hash__(self) -> int:
         return hash(self.url)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
-
     @property
     def local(self) -> bool:
         """Whether this is a folder of the local file system."""
         return not is_url(self.url)
 
-    @cached_property
-    def _fs(self) -> tuple[Any, str]:
-        fs, root = url_to_fs(self.url)
-        return fs, root.rstrip("/")
+    def _at(self, name: str = "") -> tuple[Remote, str]:
+        """(file system, path in it) of a name, where this is not local."""
+        remote, root = connect(self.url)
+        return remote, "/".join(filter(None, (root, name)))
 
     def path(self, name: str = "") -> str:
         """The full path or URL of a name."""
         if not name:
             return self.url
         return f"{self.url}{name}" if self.url.endswith("/") else f"{self.url}/{name}"
-
-    def _inner(self, name: str) -> str:
-        return f"{self._fs[1]}/{name}" if name else self._fs[1]
 
     def sub(self, name: str) -> Storage:
         """The storage of a folder in this one."""
@@ -126,6 +94,9 @@ class Storage:
     @property
     def parent(self) -> Storage:
         """The storage of the folder that holds this one."""
+        inside = split_archive(self.url)
+        if inside and not inside[2]:
+            return self  # above the top of an archive is nothing
         above = self.url.rpartition("/")[0]
         if not self.local and not is_url(above):  # a bucket: above it is only the scheme
             return Storage(self.url[: self.url.index("://") + 3])
@@ -141,16 +112,20 @@ class Storage:
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """A file for reading, in bytes."""
-        with (
-            _naming(self.path(name)),
-            open(self.path(name), "rb") if self.local else self._fs[0].open(self._inner(name), "rb") as f,
-        ):
+        with _naming(self.path(name)), open(self.path(name), "rb") if self.local else self._open(name) as f:
             yield f
+
+    def _open(self, name: str) -> BinaryIO:
+        remote, path = self._at(name)
+        return remote.open(path)
 
     def read_bytes(self, name: str) -> bytes:
         """The whole content of a file."""
-        with self.open(name) as f:
-            return f.read()
+        if self.local:
+            with self.open(name) as f:
+                return f.read()
+        remote, path = self._at(name)
+        return remote.read(path)
 
     def read_text(self, name: str) -> str:
         """The whole content of a file as UTF-8 text; raises DataError naming the byte that is not."""
@@ -178,9 +153,8 @@ class Storage:
             with self.open(name) as f:
                 f.seek(start)
                 return f.read(end - start)
-        with _naming(self.path(name)):
-            data: bytes = self._fs[0].cat_file(self._inner(name), start=start, end=end)
-        return data
+        remote, path = self._at(name)
+        return remote.read_range(path, start, end)
 
     def read_many(self, names: Sequence[str], missing_ok: bool = False) -> list[bytes | None]:
         """The contents of many small files, in order; None for a missing one where that is allowed."""
@@ -193,26 +167,45 @@ class Storage:
                     return None
                 raise
 
-        if self.local or len(names) < 2:
-            return [one(n) for n in names]
-        with ThreadPoolExecutor(REMOTE_THREADS) as pool:
-            return list(pool.map(one, names))
+        return [one(n) for n in names] if self.local else Remote.side_by_side(one, names)
+
+    def _kind(self, name: str) -> str | None:
+        remote, path = self._at(name)
+        return remote.kind(path)
+
+    def read_ahead(self, names: Sequence[str | None]) -> Iterator[bytes | None]:
+        """The contents of files one after the other, None for a missing one and for no name.
+
+        Those of a remote storage are read some files ahead.
+        """
+
+        def one(name: str | None) -> bytes | None:
+            try:
+                return None if name is None else self.read_bytes(name)
+            except FileNotFoundError:
+                return None
+
+        n = 1 if self.local or len(names) < 2 else threads()
+        return ordered_map(one, names, n)
 
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder is there."""
-        return os.path.exists(self.path(name)) if self.local else bool(self._fs[0].exists(self._inner(name)))
+        return os.path.exists(self.path(name)) if self.local else self._kind(name) is not None
 
     def is_dir(self, name: str = "") -> bool:
         """Whether a folder is there."""
-        return os.path.isdir(self.path(name)) if self.local else bool(self._fs[0].isdir(self._inner(name)))
+        return os.path.isdir(self.path(name)) if self.local else self._kind(name) == "directory"
 
     def is_file(self, name: str) -> bool:
         """Whether a file is there."""
-        return os.path.isfile(self.path(name)) if self.local else bool(self._fs[0].isfile(self._inner(name)))
+        return os.path.isfile(self.path(name)) if self.local else self._kind(name) == "file"
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
-        return os.path.getsize(self.path(name)) if self.local else int(self._fs[0].size(self._inner(name)))
+        if self.local:
+            return os.path.getsize(self.path(name))
+        remote, path = self._at(name)
+        return remote.size(path)
 
     def entries(self, name: str = "") -> tuple[list[str], list[str]]:
         """(folders, files) directly in a folder, sorted names; empty when it is not there."""
@@ -229,18 +222,14 @@ class Storage:
                 if not isinstance(e.__cause__, NotADirectoryError):
                     raise
         else:
-            folder = self._inner(name).strip("/")
-            try:
-                with _naming(self.path(name)):
-                    listed = self._fs[0].ls(self._inner(name), detail=True)
-            except FileNotFoundError:
-                listed = []
-            for info in listed:
-                full = info["name"].strip("/")
-                if full != folder:  # object stores list a folder's own marker too
-                    base = full.rsplit("/", 1)[-1]
-                    (dirs if info["type"] == "directory" else files).append(base)
+            remote, path = self._at(name)
+            dirs, files = remote.entries(path)
         return sorted(dirs), sorted(files)
+
+    def find(self, name: str = "") -> dict[str, int]:
+        """The size of every file below a folder of a remote storage, by its relative name, in as few requests as may be."""
+        remote, path = self._at(name)
+        return remote.find(path)
 
     # writing
 
@@ -250,13 +239,14 @@ class Storage:
             with _naming(self.path(name)):
                 os.makedirs(self.path(name), exist_ok=True)
         else:
-            self._fs[0].makedirs(self._inner(name), exist_ok=True)
+            remote, path = self._at(name)
+            remote.makedirs(path)
 
     def write_bytes(self, name: str, data: Any) -> None:
         """Write a file whole (bytes or a buffer); readers see the old file, or the new one, never a part."""
         if not self.local:
-            self.makedirs(posixpath.dirname(name))
-            self._fs[0].pipe_file(self._inner(name), bytes(data))
+            remote, inner = self._at(name)
+            remote.write(inner, bytes(data))
             return
         path = self.path(name)
         folder = os.path.dirname(path)
@@ -286,7 +276,8 @@ class Storage:
             if name.startswith("/") or ".." in name:  # names come from ids of untrusted data
                 safe_output(name)
         if not self.local:
-            self._fs[0].pipe({self._inner(posixpath.join(folder, n)): bytes(d) for n, d in pairs})
+            remote, path = self._at(folder)
+            remote.write_many({f"{path}/{n}": bytes(d) for n, d in pairs})
             return
         self.makedirs(folder)
         base = self.path(folder)
@@ -318,27 +309,41 @@ class Storage:
     def create(self, name: str) -> Iterator[BinaryIO]:
         """A file for writing, in bytes. Not atomic: for staging folders."""
         with _naming(self.path(name)):
-            self.makedirs(posixpath.dirname(name))
-            with (
-                open(self.path(name), "wb") if self.local else self._fs[0].open(self._inner(name), "wb") as f
-            ):
-                yield f
+            if self.local:
+                self.makedirs(posixpath.dirname(name))
+                with open(self.path(name), "wb") as f:
+                    yield f
+            else:
+                remote, path = self._at(name)
+                with remote.create(path) as out:
+                    yield out
 
     def copy_in(self, source: str, name: str) -> None:
         """Copy the bytes of a file (a full path or URL) into this folder."""
         if self.local and not is_url(source):
             self.makedirs(posixpath.dirname(name))
             try:
-                shutil.copyfile(_local_path(source), self.path(name))
+                shutil.copyfile(local_path(source), self.path(name))
             except FileNotFoundError:
                 raise
             except OSError as e:
                 raise StorageError(f"{source} -> {self.path(name)}: {e.strerror or e}") from e
             return
+        if not self.local and is_url(source) and not split_archive(source):
+            remote, path = self._at(name)
+            other, inner = connect(source)
+            if type(other) is type(remote) and other.fs is remote.fs:  # the server copies it
+                remote.copy(inner, path)
+                return
         self.write_bytes(name, read_url(source))
 
     def concatenate(self, parts: Sequence[bytes | str], name: str) -> None:
         """Make a file of literal bytes and files of this storage (by name), in order, never holding one whole."""
+        if not self.local:
+            remote, path = self._at(name)
+            root = path[: len(path) - len(name)]
+            remote.concatenate([p if isinstance(p, bytes) else root + p for p in parts], path)
+            return
         with self.create(name) as out:
             for part in parts:
                 if isinstance(part, bytes):
@@ -350,8 +355,8 @@ class Storage:
     def remove(self, name: str = "") -> None:
         """Remove a file or folder with all its content; nothing to do when it is not there."""
         if not self.local:
-            if self.exists(name):
-                self._fs[0].rm(self._inner(name), recursive=True)
+            remote, path = self._at(name)
+            remote.remove(path)
         elif os.path.isdir(self.path(name)) and not os.path.islink(self.path(name)):
             shutil.rmtree(self.path(name), ignore_errors=True)
         else:
@@ -359,17 +364,21 @@ class Storage:
 
     def is_empty(self) -> bool:
         """Whether nothing is in this folder (or it is not there)."""
-        dirs, files = self.entries()
-        return not dirs and not files
+        if self.local:
+            dirs, files = self.entries()
+            return not dirs and not files
+        remote, path = self._at()
+        return remote.empty(path)
 
     def publish(self, staging: Storage) -> None:
-        """Put the content of a staging folder in the place of this folder's content."""
+        """Put the content of a staging folder in the place of this folder's content.
+
+        On the local disk that is one renaming. On object stores, which have none, files are copied by the server, and
+        readers are told by a marker that this is going on: see `check_published`.
+        """
         if not self.local:
-            fs, root = self._fs
-            if fs.exists(root):
-                fs.rm(root, recursive=True)
-            fs.copy(f"{staging._fs[1]}/", f"{root}/", recursive=True)
-            fs.rm(staging._fs[1], recursive=True)
+            remote, path = self._at()
+            remote.publish(staging._at()[1], path)
             return
         old = None
         if os.path.isdir(self.url):
@@ -420,10 +429,18 @@ def read_url(path: str) -> bytes:
     """The content of a full path or URL; raises FileNotFoundError, or StorageError naming it."""
     with _naming(path):
         if not is_url(path):
-            return Path(_local_path(path)).read_bytes()
-        fs, inner = url_to_fs(path)
-        data: bytes = fs.cat_file(inner)
-        return data
+            return Path(local_path(path)).read_bytes()
+        remote, inner = connect(normal(path))
+        return remote.read(inner)
+
+
+def check_published(url: str, files: Iterable[str]) -> None:
+    """Raise StorageError when the files directly in a remote folder say that an output is being put in place there."""
+    if MARKER in files:
+        raise StorageError(
+            f"{url}: an output is being put in place here, or that was interrupted ({MARKER} is there). "
+            "Wait for it; or write it again with --overwrite"
+        )
 
 
 def check_output(out: Storage, inputs: Sequence[str], overwrite: bool) -> None:
@@ -435,12 +452,14 @@ def check_output(out: Storage, inputs: Sequence[str], overwrite: bool) -> None:
     """
     if out.local and os.path.isfile(out.url):
         raise OutputExistsError(f"{out.url} is a file; give a folder")
+    if split_archive(out.url):
+        raise OutputExistsError(f"{out.url}: archives are only read; give a folder")
     if out.is_empty():
         return
     if not overwrite:
         raise OutputExistsError(f"{out.url} exists and is not empty (pass --overwrite to replace it)")
     target = os.path.realpath(out.url) if out.local else out.url
-    sources = [Storage(i).url for i in inputs]
+    sources = [outermost(Storage(i).url).removeprefix("file://") for i in inputs]
     kept = []
     if out.local:
         sources = [os.path.realpath(i) for i in sources if not is_url(i)]

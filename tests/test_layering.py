@@ -16,7 +16,7 @@ import rayds
 REPO = Path(__file__).parents[1]
 FOLDERS = {"rayds": "rayds", "formats": "rayds.formats", "ops": "rayds.ops", "launchers": "rayds.launchers"}
 PLUGINS = ("rayds.formats", "rayds.ops", "rayds.launchers")
-HEAVY = ("ray", "cv2", "openvino", "duckdb", "matplotlib", "pandas")
+HEAVY = ("ray", "cv2", "openvino", "duckdb", "matplotlib", "pandas", "s3fs")
 USERS = ("rayds.dataset", "rayds.export", "rayds.registry", "rayds.project", "rayds.jobs", "rayds.cli")
 
 # What stands at the bottom; each may import only what is left of it, and its own kind.
@@ -24,6 +24,12 @@ BASE = (
     "rayds.errors",
     "rayds.parallel",
     "rayds.sql",
+    "rayds.urls",
+    "rayds.multipart",
+    "rayds.remote",
+    "rayds.s3",
+    "rayds.archives",
+    "rayds.connect",
     "rayds.storage",
     "rayds.listing",
     "rayds.options",

@@ -21,6 +21,8 @@ from rayds.item import dump_json, load_json
 from rayds.media import encode
 from rayds.schema import single_chunk
 
+_WRITE_MANY = 64  # images, with one call
+
 MAX_ID = 1 << 24  # ids are colours
 
 
@@ -44,6 +46,7 @@ def draw_panoptic(
     item = found.view.item[found.first]
     bounds = [0, *(np.flatnonzero(np.diff(item)) + 1).tolist(), len(item)] if len(item) else [0]
     texts = []
+    folder, drawn = f"annotations/panoptic_{subset}", list[tuple[str, bytes]]()
     segments = _segments(found, item, shared, ctx)
     for lo, hi in pairwise(bounds):
         mine = [s for s in (next(segments) for _ in range(hi - lo)) if s is not None]
@@ -57,9 +60,14 @@ def draw_panoptic(
         ids, entries = _draw(mine)
         ctx.lose("segments that others cover", len(mine) - len(entries), f"item {names[i].as_py()!r}")
         pixels = np.stack([ids >> 16 & 255, ids >> 8 & 255, ids & 255], axis=2).astype(np.uint8)
-        ctx.out.write_bytes(f"annotations/panoptic_{subset}/{name}", encode(pixels, ".png"))
+        drawn.append((name, encode(pixels, ".png")))
+        if len(drawn) == _WRITE_MANY:
+            ctx.out.write_files(folder, drawn)
+            drawn = []
         record = {"image_id": int(shared.image[i]), "file_name": name, "segments_info": entries}
         texts.append((dump_json(record) or "") + SEPARATOR.decode())
+    if drawn:
+        ctx.out.write_files(folder, drawn)
     return pa.array(texts, pa.string())
 
 

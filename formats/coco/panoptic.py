@@ -33,10 +33,11 @@ def panoptic_rows(records: Records, file: str, ctx: ReadContext, labels: dict[in
     rows: list[dict[str, Any]] = []
     image: list[int] = []
     places: list[int] = []
-    for text, i in zip(texts.to_pylist(), number, strict=True):
-        record = json.loads(text)
+    found_records = [json.loads(text) for text in texts.to_pylist()]
+    images = ctx.root.read_ahead([_image_name(record, folder) for record in found_records])
+    for record, data, i in zip(found_records, images, number, strict=True):
         try:
-            found = _segments(record, folder, ctx.root, labels)
+            found = _segments(record, folder, ctx.root, labels, data)
         except DataError as e:
             reason = f"{e.file}: {e.reason}" if e.file else e.reason
             item = str(record.get("file_name") or record.get("image_id"))
@@ -55,17 +56,22 @@ def panoptic_rows(records: Records, file: str, ctx: ReadContext, labels: dict[in
     return Rows(table, np.array(image, np.int64), n, NO_ID - n, np.array(places, np.int64), errors)
 
 
+def _image_name(record: dict[str, Any], folder: str) -> str | None:
+    """The PNG of a record; None where the name is no usable one, which `_segments` reports."""
+    try:
+        return posixpath.join(folder, safe_relative(str(record["file_name"])))
+    except (DataError, KeyError, TypeError):
+        return None
+
+
 def _segments(
-    record: dict[str, Any], folder: str, root: Storage, labels: dict[int, int]
+    record: dict[str, Any], folder: str, root: Storage, labels: dict[int, int], data: bytes | None
 ) -> list[dict[str, Any]]:
     name = safe_relative(str(record["file_name"]))
     path = posixpath.join(folder, name)
-    try:
-        ids = read_ids(root.read_bytes(path), root.path(path))
-    except FileNotFoundError as e:
-        raise DataError(
-            "the id PNG is missing", file=root.path(path), remedy="Put it beside the JSON file"
-        ) from e
+    if data is None:
+        raise DataError("the id PNG is missing", file=root.path(path), remedy="Put it beside the JSON file")
+    ids = read_ids(data, root.path(path))
     rows = []
     for segment in record["segments_info"]:
         if segment["category_id"] not in labels:

@@ -39,6 +39,13 @@ class MaskReader:
             for i, c in reversed(list(enumerate(voc_colormap(256))))
         }
         self.count = len(names)
+        self.held: dict[str, bytes | None] = {}
+
+    def fetch(self, ids: Sequence[str]) -> None:
+        """Read the images of some items of a remote dataset many at a time; `read` takes them."""
+        if not self.root.local:
+            names = [f"{folder}/{id}.png" for folder in (CLASS_DIR, OBJECT_DIR) for id in ids]
+            self.held = dict(zip(names, self.root.read_many(names, missing_ok=True), strict=True))
 
     def read(self, id: str) -> Iterator[tuple[int, int | None, Rle]]:
         """(instance, label, mask) of an item, by instance and label; instance 0 = none, label None = not known."""
@@ -63,7 +70,7 @@ class MaskReader:
             yield instance, None if found == _NONE else found, (int(shape[0]), int(shape[1]), counts)
 
     def _image(self, name: str, convert: Any) -> Index | None:
-        data = self.root.read_many([name], missing_ok=True)[0]
+        data = self.held.pop(name) if name in self.held else self.root.read_many([name], missing_ok=True)[0]
         if data is None:
             return None
         file = self.root.path(name)

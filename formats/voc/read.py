@@ -80,6 +80,8 @@ def _read_part(part: Part, scope: Scope, ctx: ReadContext, fast: bool) -> pa.Tab
                 strict=True,
             )
         )
+        if reader.masks:
+            reader.masks.fetch([ids[i] for i in some if part.flags[i] & SEGMENTATION])
         for i in some:
             reader.item(i, ids[i], images[i], data.get(i))
     return reader.columns.table(part.subset)

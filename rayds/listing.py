@@ -80,6 +80,7 @@ class Listing:
 
     def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
         """(folders, files) directly in a folder, sorted."""
+        folder = folder.rstrip("/")
         if folder not in self._entries:
             self._entries[folder] = self.root.entries(folder)
         return self._entries[folder]

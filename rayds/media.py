@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from rayds.errors import DataError
 from rayds.storage import Storage, is_url, read_url, safe_output
+from rayds.urls import normal
 
 Pixels = npt.NDArray[Any]
 
@@ -327,7 +328,7 @@ def probe(path: str) -> tuple[int, int] | None:
 
     Raises DataError when the file is not an image.
     """
-    folder, _, base = path.rpartition("/")
+    folder, _, base = _plain(path).rpartition("/")
     storage = Storage(folder or (os.sep if path.startswith("/") else "."))
     size = PROBE_BYTES
     try:
@@ -440,8 +441,17 @@ def save(
 
 
 def _source_ext(row: dict[str, Any]) -> str:
+<<<<<<< HEAD
     found = row["encoding"] if row["data"] is not None else extension(row["path"] or "")
+=======
+    found = row["encoding"] if row["data"] is not None else posixpath.splitext(_plain(row["path"] or ""))[1]
+>>>>>>> 1b8d5e7 (Storage: archives, documentation, tests of every hot format on S3)
     return found or ""
+
+
+def _plain(path: str) -> str:
+    """A path that ends with the name of the file: fsspec's chained URLs have it in the middle."""
+    return normal(path) if "::" in path else path
 
 
 def _missing(path: str) -> DataError:

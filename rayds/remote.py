@@ -18,13 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from rayds.errors import RaydsError, StorageError
+from rayds.errors import RaydsError, StorageError, UsageError
 
 T = TypeVar("T")
 
 MARKER = ".rayds-publishing"  # in an output while it is being put in place
 CHUNK = 8 << 20
-FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0
+FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
 _log = logging.getLogger("rayds")
 _told = [0.0]  # when a retry was last logged
 
@@ -45,14 +45,23 @@ _RETRY_THEMSELVES = frozenset(("gs", "gcs", "abfs", "abfss", "az", "adl"))
 
 def threads() -> int:
     """How many requests to a remote storage are made at a time; RAYDS_STORAGE_THREADS overrides the 32."""
-    return max(1, int(os.environ.get("RAYDS_STORAGE_THREADS", "32")))
+    return max(1, _number("RAYDS_STORAGE_THREADS", 32))
+
+
+def _number(variable: str, default: int) -> int:
+    """An environment variable that is a whole number."""
+    text = os.environ.get(variable) or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{variable} is {text!r}; set it to a whole number") from None
 
 
 def waits() -> Iterator[float]:
     """Seconds to wait before each new try: doubled each time, less up to a half by chance."""
     import random
 
-    for i in range(int(os.environ.get("RAYDS_STORAGE_RETRIES", "8"))):
+    for i in range(_number("RAYDS_STORAGE_RETRIES", 8)):
         yield min(FIRST_WAIT * 2**i, LONGEST_WAIT) * random.uniform(0.5, 1)
 
 
@@ -68,11 +77,11 @@ def transient(error: BaseException) -> bool:
     return any(getattr(error, name, None) in _TRANSIENT_STATUS for name in ("status", "status_code", "code"))
 
 
-def tell_retry(url: str, error: BaseException, wait: float) -> None:
+def tell_retry(url: str, text: str, wait: float) -> None:
     """Log that a request is tried again, not more often than every five seconds: many threads do it at once."""
     if wait >= 1 and time.monotonic() - _told[0] > 5:
         _told[0] = time.monotonic()
-        _log.warning("%s: %s; trying again", url, reason(error))
+        _log.warning("%s: %s; trying again", url, text)
 
 
 def reason(error: BaseException) -> str:
@@ -143,7 +152,7 @@ class Remote:
                 wait = next(pauses, None) if transient(e) else None
                 if wait is None:
                     raise_named(e, self.url(path))
-                tell_retry(self.url(path), e, wait)
+                tell_retry(self.url(path), reason(e), wait)
                 time.sleep(wait)
 
     # reading

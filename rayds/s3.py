@@ -141,7 +141,7 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs has no types
                 wait = next(pauses, None) if _again(e) else None
                 if wait is None:
                     _raise(e, url)
-                tell_retry(url, e, wait)
+                tell_retry(url, _message(e), wait)
                 await asyncio.sleep(wait)
 
     call_s3 = sync_wrapper(_call_s3)

@@ -22,7 +22,9 @@ from rayds.parallel import ordered_map
 from rayds.remote import MARKER, Remote, threads
 from rayds.urls import is_url, local_path, normal, outermost, safe_relative, split_archive
 
-__all__ = ["Storage", "check_output", "io_threads", "is_url", "read_url", "safe_output", "safe_relative"]
+__all__ = [
+    "Storage", "check_output", "io_threads", "is_url", "outermost", "read_url", "safe_output", "safe_relative",
+]  # fmt: skip
 
 LOCAL_THREADS = 8
 
@@ -79,7 +81,7 @@ class Storage:
     def _at(self, name: str = "") -> tuple[Remote, str]:
         """(file system, path in it) of a name, where this is not local."""
         remote, root = connect(self.url)
-        return remote, "/".join(filter(None, (root, name)))
+        return remote, "/".join(filter(None, (root, name.strip("/"))))
 
     def path(self, name: str = "") -> str:
         """The full path or URL of a name."""

@@ -15,7 +15,8 @@ from rayds.errors import DataError, UsageError
 
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://|^[a-zA-Z0-9+.-]+::")
 _ARCHIVE = re.compile(r"\.(?:(zip)|tar|tgz|tbz2?|txz|tar\.(?:gz|bz2|xz))$", re.IGNORECASE)
-_INSIDE = re.compile(r"^(zip|tar)\+(.+?)!(?:/(.*))?$", re.DOTALL)
+_KINDS = re.compile(r"^(?:(?:zip|tar)\+)+")
+_ENDS = re.compile(r"!(?=/|$)")
 _CHAINED = re.compile(r"^(zip|tar)://(.*?)(?:::(.+))?$", re.DOTALL)
 
 
@@ -39,15 +40,24 @@ def archive_url(kind: str, archive: str) -> str:
     """The URL of the top folder in an archive (a path or URL)."""
     if not is_url(archive):
         archive = "file://" + str(Path(local_path(archive)).expanduser().absolute())
-    if "!/" in archive:
+    if len(_ENDS.findall(archive)) > len(_kinds(archive)):
         raise UsageError(f"{archive}: the path of an archive can't have '!/' in it; rename the folder")
     return f"{kind}+{archive}!"
 
 
 def split_archive(url: str) -> tuple[str, str, str] | None:
     """(kind, path or URL of the archive, name inside) of a URL of a file in an archive, else None."""
-    found = _INSIDE.match(url)
-    return (found[1], found[2], found[3] or "") if found else None
+    kinds = _kinds(url)
+    ends = [m.start() for m in _ENDS.finditer(url)]
+    if not kinds or len(ends) < len(kinds):
+        return None
+    end = ends[len(kinds) - 1]  # an archive in an archive: zip+tar+file:///a.tar!/b.zip!/c
+    return kinds[0], url[len(kinds[0]) + 1 : end], url[end + 2 :]
+
+
+def _kinds(url: str) -> list[str]:
+    found = _KINDS.match(url)
+    return found[0].rstrip("+").split("+") if found else []
 
 
 def outermost(url: str) -> str:

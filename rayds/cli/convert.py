@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import posixpath
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -148,10 +148,10 @@ def writer_options(fmt: Format, words: list[str]) -> Options:
 
 def default_output(input_path: str, name: str, overwrite: bool) -> str:
     """<input name>-<format> beside the input; with .1, .2, ... when that is there and must not be replaced."""
-    from rayds.storage import Storage
+    from rayds.storage import Storage, outermost
 
-    source = Storage(input_path)
-    stem = source.name if source.is_dir() else posixpath.splitext(source.name)[0]
+    source = Storage(outermost(Storage(input_path).url))
+    stem = source.name if source.is_dir() else re.sub(r"(\.tar)?\.[^.]+$", "", source.name)
     base = f"{stem or 'dataset'}-{name}"
     place = source.parent
     taken = 0

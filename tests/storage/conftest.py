@@ -91,7 +91,7 @@ class Server:
     def start(self) -> None:
         words = [
             "server", f"-dir={self.data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
-            "-master.volumeSizeLimitMB=64", "-volume.max=200", f"-master.port={self.master}", f"-volume.port={self.volume}",
+            "-master.volumeSizeLimitMB=64", "-volume.max=200", "-volume.preStopSeconds=0", "-master.electionTimeout=1s", f"-master.port={self.master}", f"-volume.port={self.volume}",
             f"-filer.port={self.filer}", "-filer", "-s3", f"-s3.port={self.port}", f"-s3.config={_HOME / 's3.json'}",
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-metricsPort=0",
         ]  # fmt: skip

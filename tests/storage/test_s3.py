@@ -344,6 +344,7 @@ def test_a_missing_bucket(s3_server: Any) -> None:
 
 def test_nothing_answers(s3: Storage, variables: pytest.MonkeyPatch) -> None:
     """Refused connections are tried again, as often as asked for; the message names URL and remedy."""
+    variables.setattr("rayds.remote.FIRST_WAIT", 0.1)
     variables.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     variables.setenv("RAYDS_STORAGE_RETRIES", "0")
     start = time.monotonic()
@@ -356,7 +357,7 @@ def test_nothing_answers(s3: Storage, variables: pytest.MonkeyPatch) -> None:
         s3.read_bytes("x")
     waited = time.monotonic() - start
     assert (
-        0.25 * 7 / 2 < waited < 0.25 * 7 + at_once + 3
+        0.1 * 7 / 2 < waited < 0.1 * 7 + at_once + 3
     )  # three waits, and not three of each of three libraries
 
 
@@ -364,6 +365,7 @@ def test_nothing_answers(s3: Storage, variables: pytest.MonkeyPatch) -> None:
 def test_a_busy_server_is_asked_again(s3: Storage, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     from botocore.exceptions import ClientError
 
+    monkeypatch.setattr("rayds.remote.FIRST_WAIT", 0.1)
     s3.write_bytes("x", b"1")
     connect(s3.url)[0].fs.connect()
     client = connect(s3.url)[0].fs._s3

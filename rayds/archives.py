@@ -273,7 +273,7 @@ def _zip_file(packed: IO[bytes], member: _Member) -> IO[bytes]:
     info = zipfile.ZipInfo()
     info.compress_type, info.CRC = member.method, member.crc
     info.compress_size, info.file_size = member.packed, member.size
-    return zipfile.ZipExtFile(packed, "r", info)  # type: ignore[arg-type]
+    return cast(IO[bytes], zipfile.ZipExtFile(packed, "r", info))
 
 
 def _zip_members(source: Source, url: str) -> dict[str, _Member]:
@@ -322,7 +322,7 @@ def _tar_members(source: Source, url: str) -> dict[str, _Member]:
                 links[name] = posixpath.normpath(posixpath.join(above, info.linkname))
             elif not info.isdir():
                 left_out.append(name)
-            archive.members.clear()  # tarfile would keep them all
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
     for name, target in links.items():
         for _ in range(10):
             target = links.get(target, target)

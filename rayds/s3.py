@@ -276,11 +276,16 @@ class S3Remote(Remote):
         self.side_by_side(lambda path: self.write(path, files[path]), list(files))
 
     def copy(self, source: str, target: str, size: int | None = None) -> None:
-        size = self.size(source) if size is None else size
-        if size <= MAX_SIMPLE_COPY:
+        if size is None or size <= MAX_SIMPLE_COPY:
             bucket, key, _ = self.fs.split_path(source)
-            self.call("copy_object", target, CopySource={"Bucket": bucket, "Key": key})
-        else:
+            try:
+                self.call("copy_object", target, CopySource={"Bucket": bucket, "Key": key})
+                return
+            except StorageError:  # too large for that, it may be
+                size = self.size(source) if size is None else size
+                if size <= MAX_SIMPLE_COPY:
+                    raise
+        if size:
             self._upload(target, plan_parts([(source, size)], max_copy=max(MIN_PART, MAX_SIMPLE_COPY)), size)
 
     def copy_tree(self, source: str, target: str, files: Mapping[str, int]) -> None:

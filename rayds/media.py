@@ -441,11 +441,7 @@ def save(
 
 
 def _source_ext(row: dict[str, Any]) -> str:
-<<<<<<< HEAD
-    found = row["encoding"] if row["data"] is not None else extension(row["path"] or "")
-=======
-    found = row["encoding"] if row["data"] is not None else posixpath.splitext(_plain(row["path"] or ""))[1]
->>>>>>> 1b8d5e7 (Storage: archives, documentation, tests of every hot format on S3)
+    found = row["encoding"] if row["data"] is not None else extension(_plain(row["path"] or ""))
     return found or ""
 
 

@@ -307,12 +307,12 @@ class Remote:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def publish(self, staging: str, target: str) -> None:
+    def publish(self, staging: str, target: str, keep: bool = False) -> None:
         """Put the files of a staging folder in the place of a folder's, where folders can't be renamed.
 
         The object MARKER is in the target from before the first change until after the last. On failure a target
         that was empty is emptied again; one that held something keeps the marker, and the staging folder stays (the
-        exception has `keeps_staging`).
+        exception has `keeps_staging`). What was broken off can be begun again. keep: leave the staging folder there.
         """
         new, old = self.find(staging), self.find(target)
         note = {"staging": self.url(staging), "files": len(new)}
@@ -320,6 +320,7 @@ class Remote:
             self.write(f"{target}/{MARKER}", json.dumps(note).encode())
             self.copy_tree(staging, target, new)
             self.remove_files(target, sorted(old.keys() - new.keys() - {MARKER}))
+            self.remove_files(target, [MARKER])
         except BaseException as e:
             if not old:
                 with suppress(Exception):
@@ -334,8 +335,11 @@ class Remote:
                 told.keeps_staging = True  # type: ignore[attr-defined]
                 raise told from e
             raise
-        self.remove_files(target, [MARKER])
-        self.remove(staging)
+        if not keep:
+            try:
+                self.remove(staging)
+            except StorageError as e:  # the output is complete
+                _log.warning("%s can be removed: %s", self.url(staging), e)
 
     def copy_tree(self, source: str, target: str, files: Mapping[str, int]) -> None:
         """Copy files, by relative names with their sizes, from one folder to another."""

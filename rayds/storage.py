@@ -372,15 +372,16 @@ class Storage:
         remote, path = self._at()
         return remote.empty(path)
 
-    def publish(self, staging: Storage) -> None:
+    def publish(self, staging: Storage, keep: bool = False) -> None:
         """Put the content of a staging folder in the place of this folder's content.
 
         On the local disk that is one renaming. On object stores, which have none, files are copied by the server, and
-        readers are told by a marker that this is going on: see `check_published`.
+        readers are told by a marker that this is going on: see `check_published`. keep: leave the staging folder where it
+        had to be copied.
         """
         if not self.local:
             remote, path = self._at()
-            remote.publish(staging._at()[1], path)
+            remote.publish(staging._at()[1], path, keep)
             return
         old = None
         if os.path.isdir(self.url):
@@ -389,7 +390,7 @@ class Storage:
                 or os.path.islink(self.url)
                 or os.path.samefile(self.url, os.getcwd())
             ):
-                self._replace_content(staging)
+                self._replace_content(staging, keep)
                 return
             old = f"{self.url}.{uuid.uuid4().hex[:8]}.old"
             with _naming(self.url):
@@ -404,11 +405,14 @@ class Storage:
         if old:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _replace_content(self, staging: Storage) -> None:
+    def _replace_content(self, staging: Storage, keep: bool) -> None:
         """publish for a folder that can't be renamed: a mount, a link, the working folder."""
         with _naming(self.url):
             for name in os.listdir(self.url):
                 self.remove(name)
+            if keep:
+                shutil.copytree(staging.url, self.url, dirs_exist_ok=True)
+                return
             for name in os.listdir(staging.url):
                 shutil.move(staging.path(name), self.path(name))
         staging.remove()

@@ -228,6 +228,21 @@ def test_publish_to_a_new_place(storage: Storage) -> None:
     assert storage.read_bytes("y") == b"2"
 
 
+def test_publish_of_a_folder_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where files are copied (on object stores, and into a folder that can't be renamed)."""
+    monkeypatch.chdir(tmp_path)
+    for out in (Storage(f"memory://{tmp_path.name}/out"), Storage(".")):
+        staging = Storage(tmp_path.parent / f"{tmp_path.name}.staging" if out.local else out.url + ".staging")
+        staging.write_bytes("sub/y", b"2")
+        out.write_bytes("old", b"1")
+        out.publish(staging, keep=True)
+        assert (staging.read_bytes("sub/y"), out.read_bytes("sub/y"), out.exists("old")) == (
+            b"2",
+            b"2",
+            False,
+        )
+
+
 def test_publish_into_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
     here.mkdir()

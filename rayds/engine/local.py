@@ -173,7 +173,9 @@ def _partition(block: Block, keys: Sequence[str], n: int) -> np.ndarray[Any, np.
     from rayds.sql import query
 
     names = ", ".join(f'"{k}"' for k in keys)
-    found = query(f"SELECT (hash({names}) % {int(n)})::BIGINT AS partition FROM t", t=block.select(list(keys)))
+    found = query(
+        f"SELECT (hash({names}) % {int(n)})::BIGINT AS partition FROM t", t=block.select(list(keys))
+    )
     partition: np.ndarray[Any, np.dtype[np.int64]] = found.column("partition").to_numpy()
     return partition
 

@@ -17,7 +17,7 @@ from rayds.remote import tree
 from rayds.storage import Storage, check_published
 from rayds.urls import archive_kind, archive_url, split_archive
 
-FEW = 4  # from more sub-folders on, all below a remote folder is listed at once
+FEW = 4  # sub-folders of a remote folder that are listed one by one; for the rest all below it is listed at once
 
 
 def _archive_of(storage: Storage) -> Storage:
@@ -148,9 +148,9 @@ class Listing:
             if real in above:
                 return
             above = (*above, real)
-        elif len(self.dirs(folder)) > FEW:
-            self._fetch(folder)
         yield folder
-        for name in self.dirs(folder):
+        for i, name in enumerate(self.dirs(folder)):
+            if i == FEW and not self.root.local:  # whoever has seen enough by then has not waited for all
+                self._fetch(folder)
             if not name.startswith("."):
                 yield from self._folders(posixpath.join(folder, name), above)

@@ -26,7 +26,8 @@ from rayds.remote import Remote, explain, reason, tell_retry, transient, waits
 
 MAX_SIMPLE_COPY = 512 << 20  # larger objects are copied in parts, side by side
 HELD_BYTES = 256 << 20  # what parts that are brought together may take in memory
-_DELETED_AT_ONCE = 1000
+_PAGE = 1000  # names in one answer, and in one request to delete
+_LARGE_FOLDERS = 20  # so few in a page of names: each is worth a listing of its own
 _CONNECTIONS = 64
 _VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_REGION",
@@ -238,7 +239,7 @@ class S3Remote(Remote):
             files += [o["Key"][len(prefix) :] for o in page.get("Contents", ())]
         return [d for d in dirs if d], [f for f in files if f and not f.endswith("/")]
 
-    def find(self, path: str) -> dict[str, int]:
+    def find(self, path: str, side_by_side: bool = True) -> dict[str, int]:
         """In one go for up to a thousand objects; a longer listing is made of those of the sub-folders, side by side.
 
         That is so where the sub-folders are large: of very many small ones it takes more requests than the one listing.
@@ -248,11 +249,12 @@ class S3Remote(Remote):
         found = self._sizes(prefix, [first])
         if not first.get("IsTruncated"):
             return found
-        if len({name.partition("/")[0] for name in found if "/" in name}) <= 20:
+        if side_by_side and len({name.partition("/")[0] for name in found if "/" in name}) <= _LARGE_FOLDERS:
             dirs, _ = self.entries(path)
-            if dirs:
+            if 0 < len(dirs) <= _PAGE:
                 found = self._sizes(prefix, (page for _, page in self._pages(path, "/")))
-                below = self.side_by_side(lambda d: self.find(f"{path.rstrip('/')}/{d}"), dirs)
+                alone = len(dirs) == 1  # else the threads are busy with these
+                below = self.side_by_side(lambda d: self.find(f"{path.rstrip('/')}/{d}", alone), dirs)
                 for name, inner in zip(dirs, below, strict=True):
                     found.update({f"{name}/{n}": size for n, size in inner.items()})
                 return found
@@ -305,12 +307,12 @@ class S3Remote(Remote):
         prefix = key.rstrip("/") + "/" if key.rstrip("/") else ""
 
         def some(start: int) -> None:
-            keys = [{"Key": prefix + n} for n in names[start : start + _DELETED_AT_ONCE]]
+            keys = [{"Key": prefix + n} for n in names[start : start + _PAGE]]
             answer = self.call("delete_objects", bucket, Delete={"Objects": keys, "Quiet": True})
             for e in answer.get("Errors", ()):
                 raise StorageError(f"s3://{bucket}/{e.get('Key')}: can't be removed ({e.get('Message')})")
 
-        self.side_by_side(some, range(0, len(names), _DELETED_AT_ONCE))
+        self.side_by_side(some, range(0, len(names), _PAGE))
 
     def concatenate(self, parts: Sequence[bytes | str], path: str) -> None:
         """By a multipart upload whose large parts the server copies from the files themselves."""

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import rayds as dm
 import rayds.archives as archives
+from rayds.cli.main import cli
 from rayds.errors import DataError, StorageError, UsageError
 from rayds.listing import Listing
 from rayds.media import probe
@@ -123,6 +125,29 @@ def test_the_folder_that_was_packed(tmp_path: Path) -> None:
     """`zip -r pets.zip pets` has one folder in it: that is the dataset."""
     (tmp_path / "pets.zip").write_bytes(pack({f"pets/{n}": d for n, d in FILES.items()}, "zip"))
     assert Listing(tmp_path / "pets.zip").files() == ["a.txt", "empty"]
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """The output is named after the archive, and beside it."""
+    made().export(str(tmp_path / "in"), "coco", save_media=True)
+    files = {
+        str(p.relative_to(tmp_path / "in")): p.read_bytes()
+        for p in (tmp_path / "in").rglob("*")
+        if p.is_file()
+    }
+    (tmp_path / "pets.tar.gz").write_bytes(pack(files, "tar.gz"))
+    for words in (
+        ["-i", str(tmp_path / "pets.tar.gz")],
+        ["-i", f"tar://::{tmp_path}/pets.tar.gz", "--overwrite"],
+    ):
+        done = CliRunner().invoke(cli, ["convert", *words, "-f", "yolo", "--save-media"])
+        assert done.exit_code == 0, done.output
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "pets-yolo", "pets.tar.gz"]
+        assert len(dm.Dataset.import_from(str(tmp_path / "pets-yolo"))) == 4
+    done = CliRunner().invoke(
+        cli, ["convert", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "pets.tar.gz"), "-f", "voc"]
+    )
+    assert (done.exit_code, "is a file" in done.output) == (1, True)
 
 
 def test_archives_in_archives_and_elsewhere(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -111,6 +112,26 @@ def test_overwrite(format: str, s3: Storage, tmp_path: Path) -> None:
     made(3).export(s3.url, format, overwrite=True, save_media=True)
     made(3).export(str(tmp_path / "x"), format, save_media=True)
     assert files_of(s3) == files_of(Storage(tmp_path / "x"))
+
+
+def test_a_replacement_that_breaks_keeps_the_new_output(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage fails for good while the new output takes the place of the old one."""
+    made(2).export(s3.url, "coco", save_media=True)
+
+    def broken(*_: Any) -> None:
+        raise dm.StorageError("the line is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rayds.s3.S3Remote.copy_tree", broken)
+        with pytest.raises(dm.StorageError, match=r"complete in s3://\S+\.staging") as told:
+            made(6).export(s3.url, "coco", overwrite=True, save_media=True)
+    with pytest.raises(dm.StorageError, match="being put in place"):
+        dm.Dataset.import_from(s3.url)
+    staging = re.search(r"complete in (\S+\.staging)", str(told.value))
+    assert staging is not None
+    assert len(dm.Dataset.import_from(staging[1])) == 6
+    made(6).export(s3.url, "coco", overwrite=True, save_media=True)
+    assert files_of(s3) == files_of(Storage(staging[1]))
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -6,6 +6,7 @@ get their environment when Ray starts, find it whenever it comes up (and nobody'
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import json
 import os
@@ -29,6 +30,7 @@ BUCKET = "rayds-test"
 
 _HOME = Path(tempfile.mkdtemp(prefix="rayds-s3-"))
 _CONFIG = _HOME / "config"
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 for name in [n for n in os.environ if n.startswith("AWS_")]:
     del os.environ[name]
 os.environ.update(
@@ -77,7 +79,7 @@ class Server:
     def __init__(self) -> None:
         self.program = _binary()
         self.data = _HOME / "data"
-        self.data.mkdir()
+        self.data.mkdir(parents=True)
         self.master, self.volume, self.filer, self.port = _free_ports(4)
         self.url = f"http://127.0.0.1:{self.port}"
         identity = {
@@ -142,7 +144,6 @@ def s3_server() -> Iterator[Server]:
             yield server
         finally:
             server.stop(kill=True)
-            shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.fixture

@@ -215,11 +215,11 @@ def test_the_variables_reach_the_workers(s3: Storage, s3_server: Any, tmp_path: 
 @pytest.mark.slow
 def test_the_server_stops_and_starts_again(s3: Storage, s3_server: Any, tmp_path: Path) -> None:
     """A conversion in the middle of which the storage is away for some seconds ends as if nothing had been."""
-    made(400).export(str(tmp_path / "in"), "coco", save_media=True)
+    made(200).export(str(tmp_path / "in"), "coco", save_media=True)
     stopped: list[float] = []
 
     def interrupt() -> None:
-        while len(Storage("s3://rayds-test").find()) < 200 + had:
+        while len(Storage("s3://rayds-test").find()) < 100 + had:
             time.sleep(0.05)
         s3_server.stop(kill=True)
         stopped.append(time.monotonic())

@@ -19,7 +19,7 @@ _HOMES = {
     "rayds.dataset": ("Dataset",),
     "rayds.errors": (
         "DataError", "EngineError", "FormatError", "LossError", "OnError", "OutputExistsError", "RaydsError",
-        "StorageError", "UnknownNameError", "UsageError",
+        "ResumeError", "StorageError", "UnknownNameError", "UsageError",
     ),
     "rayds.format": ("Capabilities", "Confidence", "Format", "ItemFormat", "Plan", "Shard"),
     "rayds.item": ("DatasetItem",),
@@ -73,6 +73,7 @@ __all__ = [
     "Polygon",
     "RaydsError",
     "Report",
+    "ResumeError",
     "RleMask",
     "RotatedBbox",
     "Shard",

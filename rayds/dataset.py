@@ -25,16 +25,16 @@ from rayds.format import (
     PlanContext,
     ReadContext,
     Restart,
-    Shard,
     WriteContext,
-    read_shard,
 )
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
 from rayds.listing import Listing
 from rayds.op import Op, prepared
+from rayds.reading import ShardReader, Source, expected_items, fold_inputs
 from rayds.registry import detect_format, get_format
 from rayds.report import Report
+from rayds.resume import was_restarted
 from rayds.schema import DEFAULT_SUBSET, conform, empty_table, split_errors
 from rayds.storage import Storage
 
@@ -69,6 +69,7 @@ class Dataset:
         self._engine, self._on_error = engine, OnError(on_error)
         self._counts: dict[str, int] | None = None
         self._derived = False
+        self._source: Source | None = None  # where the blocks come from, if they are a source's as it is
 
     def _derive(self, build: Build, **changes: Any) -> Dataset:
         own: dict[str, Any] = {
@@ -108,19 +109,19 @@ class Dataset:
         made = fmt.ReadOptions.make(options)
         policy = OnError(on_error)
         runner = make_engine(engine) if engine is not None and engine != "auto" else LocalEngine()
-        plan = fmt.plan(files, PlanContext(made, policy, partial(_fold, runner)))
+        plan = fmt.plan(files, PlanContext(made, policy, partial(fold_inputs, runner)))
         root = fmt.root(files)
         size = sum(s.size or 0 for s in plan.shards)
 
-        def build(engine: Engine) -> Blocks:
+        def reader(engine: Engine) -> ShardReader:
             ctx = ReadContext(root, made, plan.categories, policy)
             if isinstance(engine, LocalEngine):
                 ctx.workers = max(1, engine.workers // max(1, len(plan.shards)))
                 ctx.restartable = engine.restartable
-            return engine.source(plan.shards, partial(_read, fmt, ctx))
+            return ShardReader(fmt, ctx)
 
-        return cls(
-            build,
+        dataset = cls(
+            lambda engine: engine.source(plan.shards, reader(engine)),
             plan.categories,
             ids=plan.ids,
             infos=plan.infos,
@@ -129,8 +130,10 @@ class Dataset:
             engine=engine,
             on_error=policy,
             size=size,
-            expect=lambda: _expected(fmt, plan.shards, root),
+            expect=lambda: expected_items(fmt, plan.shards, root),
         )
+        dataset._source = Source(plan.shards, fmt.name, made, policy, reader)
+        return dataset
 
     @classmethod
     def from_iterable(
@@ -377,6 +380,7 @@ class Dataset:
         *,
         overwrite: bool = False,
         strict: bool = False,
+        resume: bool = False,
         engine: Engine | str | None = None,
         on_error: OnError | str | None = None,
         progress: Callable[[int], None] | None = None,
@@ -385,6 +389,8 @@ class Dataset:
         """Write the dataset to a folder or URL in a format; all of it or nothing. Returns what was written and lost.
 
         options: those of the format's writer. strict: raise LossError when the format can't hold everything.
+        resume: go on with an interrupted run of the same export (else start anew), and if this one fails leave what is
+        complete in `<path>.rayds-partial`; raises ResumeError when that is of another export, or the input changed.
         """
         fmt = get_format(format)
         if "save_images" in options:
@@ -397,6 +403,7 @@ class Dataset:
             fmt.WriteOptions.make(options),
             overwrite=overwrite,
             strict=strict,
+            resume=resume,
             engine=engine,
             on_error=on_error,
             progress=progress,
@@ -410,6 +417,7 @@ class Dataset:
         *,
         overwrite: bool = False,
         strict: bool = False,
+        resume: bool = False,
         engine: Engine | str | None = None,
         on_error: OnError | str | None = None,
         progress: Callable[[int], None] | None = None,
@@ -431,44 +439,21 @@ class Dataset:
                 self._build(found),
                 fmt,
                 ctx,
+                source=self._source,
                 inputs=(self._path,) if self._path else (),
                 overwrite=overwrite,
                 strict=strict,
+                resume=resume,
                 progress=progress,
             )
 
         found = self._run(engine)[0]
-        if isinstance(found, LocalEngine):
+        if isinstance(found, LocalEngine) and not (resume and was_restarted(ctx.out)):
             try:  # nothing is published before the end: readers may go ahead of what they know
                 return run(LocalEngine(found.workers, found.spill_bytes, restartable=True))
             except Restart:
                 pass
         return run(found)
-
-
-def _read(fmt: Format, ctx: ReadContext, shard: Shard) -> Iterator[Block]:
-    return read_shard(fmt, shard, ctx)
-
-
-def _expected(fmt: Format, shards: list[Shard], root: Storage) -> Expected | None:
-    """The items of all shards: said by them, or estimated."""
-    found = [s.items if s.items is not None else fmt.estimate(s, root) for s in shards]
-    if None in found:
-        return None
-    return Expected(sum(n or 0 for n in found), all(s.items is not None for s in shards))
-
-
-def _fold(
-    engine: Engine, inputs: Any, map_fn: Callable[[Any], Any], merge_fn: Callable[[Any, Any], Any]
-) -> Any:
-    """map_fn over plain inputs as engine tasks, results merged in order."""
-    import pickle
-
-    def run(value: Any) -> Iterator[Block]:
-        yield pa.table({"part": pa.array([pickle.dumps(map_fn(value))], pa.binary())})
-
-    blocks = engine.source(list(inputs), run)
-    return engine.fold(blocks, lambda block: pickle.loads(block.column("part")[0].as_py()), merge_fn)
 
 
 def _from_tables(tables: list[pa.Table]) -> Build:

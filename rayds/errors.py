@@ -7,6 +7,7 @@ RaydsError
 ├── DataError             the data is bad: names file, item, place and remedy
 ├── LossError             ``--strict`` and the output format can't hold everything
 ├── OutputExistsError     the output is there already, or must not be replaced
+├── ResumeError           an interrupted run can't be gone on with: it was another job
 ├── StorageError          a path can't be read or written
 └── EngineError           the engine could not finish the work
 """
@@ -84,6 +85,10 @@ class LossError(RaydsError):
 
 class OutputExistsError(RaydsError, FileExistsError):
     """The output exists already, or is a place that must not be replaced."""
+
+
+class ResumeError(RaydsError):
+    """An interrupted run can't be gone on with: it was another job, or its input changed since."""
 
 
 class StorageError(RaydsError, OSError):

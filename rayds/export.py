@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,13 +17,28 @@ import pyarrow.compute as pc
 
 from rayds import media
 from rayds.checks import writable_items
-from rayds.engine.base import Blocks, Engine, Position
-from rayds.errors import DataError, LossError, OnError
+from rayds.engine.base import Blocks, Engine, Position, Stage, guarded
+from rayds.errors import DataError, LossError, OnError, ResumeError
 from rayds.format import Capabilities, Format, WriteContext
 from rayds.losses import NOTE, Summary, summarize
+from rayds.partial import Partial
+from rayds.reading import Source
 from rayds.report import Report
+from rayds.resume import Job, Keeping, identity
 from rayds.schema import DEFAULT_SUBSET, MEDIA_TYPE, media_field, single_chunk, split_errors
-from rayds.storage import Storage, check_output, io_threads
+from rayds.storage import Storage, io_threads
+from rayds.units import (
+    NumberingReader,
+    Rest,
+    ShardRecord,
+    Unit,
+    UnitWriter,
+    error_records,
+    in_order,
+    load_shards,
+    other_items,
+    rest_of,
+)
 
 QUARANTINE = "quarantine.parquet"
 
@@ -48,8 +63,11 @@ class ExportWriter:
     def count(self, block: pa.Table) -> dict[str, int]:
         return self.fmt.count(split_errors(block)[0], self.ctx)
 
-    def write(self, block: pa.Table, position: Position) -> Part:
+    def write(self, block: pa.Table, position: Position, lost: Mapping[int, DataError] | None = None) -> Part:
+        """Write a block; lost: rows that can't be written, and why."""
         ctx = replace(self.ctx, losses={}, errors=[])
+        if lost:
+            block = _keep(block, dict(lost), ctx)
         block, bad = split_errors(block)
         if self.caps.needs_size:
             block = fill_sizes(block, ctx)
@@ -62,10 +80,14 @@ class ExportWriter:
         summary.errors = error_records(bad) + ctx.errors
         return Part(fragment, summary.merge(Summary(losses=ctx.losses)))
 
+    def trial(self, block: pa.Table, position: Position) -> None:
+        """Write a block to nowhere, whatever is bad about it: whether the process survives it is the question."""
+        with tempfile.TemporaryDirectory(prefix="rayds-") as folder, suppress(Exception):
+            self.to(folder).write(block, position)
 
-def error_records(bad: pa.Table | None) -> list[dict[str, Any]]:
-    """The records of error rows."""
-    return [json.loads(text) for text in bad.column("error").to_pylist()] if bad is not None else []
+    def to(self, folder: str) -> ExportWriter:
+        """The same writer for another folder."""
+        return ExportWriter(self.fmt, replace(self.ctx, out=Storage(folder), on_error=OnError.SKIP))
 
 
 def _keep(block: pa.Table, failed: dict[int, DataError], ctx: WriteContext) -> pa.Table:
@@ -150,51 +172,138 @@ def export(
     fmt: Format,
     ctx: WriteContext,
     *,
+    source: Source | None = None,
     inputs: tuple[str, ...] = (),
     overwrite: bool = False,
     strict: bool = False,
     progress: Callable[[int], None] | None = None,
+    resume: bool = False,
 ) -> Report:
     """Write blocks as a dataset of a format to ctx.out: all of it or nothing.
 
-    Raises OutputExistsError, DataError (a bad item under the policy raise) or LossError (strict).
+    source: where the blocks come from, when they are a source's as it is. resume: go on with an interrupted run of the
+    same job, if there is one, and leave what is complete for another run when this one fails.
+    Raises OutputExistsError, ResumeError, DataError (a bad item under the policy raise) or LossError (strict).
     """
     start = time.monotonic()
-    target = ctx.out
-    check_output(target, inputs, overwrite)
-    caps = fmt.capabilities(ctx.options)
+    fmt.capabilities(ctx.options)
     fmt.prepare(ctx)
-    blocks = engine.map(blocks, partial(writable_items, len(ctx.categories.labels), ctx.on_error))
-    if strict:
-        check_losses(engine, blocks, caps, fmt)
-    if fmt.needs_survey(ctx):
-        found = engine.fold(blocks, lambda b: fmt.survey(split_errors(b)[0], ctx), lambda a, b: a.merge(b))
-        if found is not None:
-            fmt.use_survey(found, ctx)
-    staging = Storage(f"{target.url}.{uuid.uuid4().hex[:8]}.staging")
-    ctx = replace(ctx, out=staging)
+    check = partial(writable_items, len(ctx.categories.labels), ctx.on_error)
+    blocks = engine.map(blocks, check)
+    what = identity(fmt, ctx, source, inputs)
+    ahead = bool(getattr(engine, "restartable", False))
+
+    def run() -> Report:
+        job = Job(ctx.out, fmt, what, resume=resume)
+        with job.held(inputs, overwrite=overwrite, restartable=ahead):
+            if job.report is None:
+                look_first(engine, blocks, fmt, ctx, job.partial, strict=strict)
+                own = replace(ctx, out=job.partial.data)
+                written = Writing(engine, fmt, own, job).write(blocks, source, check, progress)
+                finish(fmt, own, job, written, strict=strict)
+        assert job.report is not None
+        return job.report
+
     try:
-        staging.makedirs()
-        parts: list[Part] = engine.write(blocks, ExportWriter(fmt, ctx), progress)
-        summary = Summary()
-        for part in parts:
-            summary = summary.merge(part.summary)
-        final = replace(ctx, losses={}, errors=[])
-        fmt.finish([part.fragment for part in parts], final)
-        summary = summary.merge(Summary(losses=final.losses, errors=final.errors))
-        report = Report.of(summary, fmt.name, target.url)
-        if strict and report.losses:
-            raise LossError(f"{fmt.name} can't hold everything: {_named(report.losses)}")
-        if ctx.on_error is OnError.QUARANTINE and report.errors:
-            write_quarantine(staging, report.errors)
-            report.quarantine = target.path(QUARANTINE)
-        target.publish(staging)
-    except BaseException as e:
-        if not getattr(e, "keeps_staging", False):  # it is the only whole one: see Storage.publish
-            staging.remove()
-        raise
+        report = run()
+    except ResumeError:
+        if not overwrite or source is not None:
+            raise
+        report = run()  # from nothing: what was there is gone
     report.seconds = time.monotonic() - start
     return report
+
+
+def look_first(
+    engine: Engine, blocks: Blocks, fmt: Format, ctx: WriteContext, kept: Partial, *, strict: bool
+) -> None:
+    """The passes over all blocks before the first is written; an earlier run's results are taken over."""
+    if strict and kept.noted("strict") is None:
+        check_losses(engine, blocks, fmt.capabilities(ctx.options), fmt)
+        kept.note("strict", True)
+    if fmt.needs_survey(ctx):
+        known = kept.noted("survey")
+        found = (
+            known[0]
+            if known
+            else engine.fold(blocks, lambda b: fmt.survey(split_errors(b)[0], ctx), lambda a, b: a.merge(b))
+        )
+        if not known:
+            kept.note("survey", found)
+        if found is not None:
+            fmt.use_survey(found, ctx)
+
+
+@dataclass
+class Writing:
+    """The writing of all units that are missing."""
+
+    engine: Engine
+    fmt: Format
+    ctx: WriteContext
+    job: Job
+
+    def write(
+        self, blocks: Blocks, source: Source | None, check: Stage, progress: Callable[[int], None] | None
+    ) -> list[Unit | ShardRecord]:
+        """Write; returns what the output consists of, in item order."""
+        inner = ExportWriter(self.fmt, self.ctx)
+        if source is None:
+            rest = Rest([], resumed=bool(self.job.units))
+            written = self._run(blocks, inner, rest, progress)
+            if self.job.units.keys() - {u.number for u in written}:
+                raise other_items("there are fewer")
+            by_number = {u.number: u for u in written}
+            return [by_number[n] for n in sorted(by_number)]
+        shards, kept = list(source.shards), self.job.partial
+        known = load_shards(kept) if self.job.units else {}
+        rest = rest_of(shards, self.job.units, known, inner)
+        if progress and self.job.units:
+            todo = {s.number: s.first for s in rest.shards}
+            progress(sum(r.items for n, r in known.items() if n not in todo) + sum(todo.values()))
+        reader = NumberingReader(source.reader(self.engine), guarded(check), kept)
+        written = self._run(self.engine.source(rest.shards, reader), inner, rest, progress)
+        if inner.rows is None:
+            units = {**self.job.units, **{u.number: u for u in written}}
+        else:
+            units = {n: u for n, u in self.job.units.items() if n < rest.number}
+            units |= {u.number: u for u in written}
+        return in_order(units.values(), load_shards(kept), len(shards))
+
+    def _run(
+        self, blocks: Blocks, inner: ExportWriter, rest: Rest, progress: Callable[[int], None] | None
+    ) -> list[Unit]:
+        """Write the rest; units that had been written come with what their records say."""
+        writer = UnitWriter(inner, self.job.partial, rest, self.job.run)
+        found: list[list[Unit]] = self.engine.write(blocks, writer, progress)
+        return [self.job.units[u.number] if u.part is None else u for units in found for u in units]
+
+
+def finish(
+    fmt: Format, ctx: WriteContext, job: Job, written: list[Unit | ShardRecord], *, strict: bool
+) -> None:
+    """Join the fragments, and publish."""
+    summary = Summary()
+    fragments = []
+    for one in written:
+        if isinstance(one, Unit):
+            summary = summary.merge(one.part.summary)
+            fragments.append(one.part.fragment)
+        else:
+            summary = summary.merge(Summary(errors=one.errors))
+    out = Keeping(ctx.out)
+    final = replace(ctx, out=out, losses={}, errors=[])
+    fmt.finish(fragments, final)
+    summary = summary.merge(Summary(losses=final.losses, errors=final.errors))
+    report = Report.of(summary, fmt.name, job.target.url)
+    if strict and report.losses:
+        raise LossError(f"{fmt.name} can't hold everything: {_named(report.losses)}")
+    if ctx.on_error is OnError.QUARANTINE and report.errors:
+        write_quarantine(ctx.out, report.errors)
+        report.quarantine = job.target.path(QUARANTINE)
+    mine = {id(u) for u in job.units.values()}
+    report.resumed = sum(one.rows for one in written if isinstance(one, Unit) and id(one) in mine)
+    job.finish(report, out.removed)
 
 
 def check_losses(engine: Engine, blocks: Blocks, caps: Capabilities, fmt: Format) -> None:

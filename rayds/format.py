@@ -7,6 +7,7 @@ Instances hold no state: everything that a call needs is in its arguments, which
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 
 from rayds.categories import Categories
 from rayds.engine.base import Position
-from rayds.errors import DataError, FormatError, OnError
+from rayds.errors import DataError, FormatError, OnError, UsageError
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.listing import Listing
 from rayds.options import Options, SaveMedia
@@ -41,6 +42,16 @@ from rayds.storage import Storage
 T = TypeVar("T")
 
 BLOCK_ROWS = 4096
+
+
+def block_rows() -> int:
+    """Items a block that readers give; RAYDS_BLOCK_ROWS overrides the default."""
+    try:
+        return max(1, int(os.environ.get("RAYDS_BLOCK_ROWS") or BLOCK_ROWS))
+    except ValueError:
+        raise UsageError(f"RAYDS_BLOCK_ROWS={os.environ['RAYDS_BLOCK_ROWS']!r} is no number") from None
+
+
 Ids = Literal["unique", "none", "unknown"]
 
 
@@ -155,7 +166,7 @@ class ReadContext:
     categories: Categories
     on_error: OnError = OnError.RAISE
     workers: int = 1
-    block_rows: int = BLOCK_ROWS
+    block_rows: int = field(default_factory=block_rows)
     restartable: bool = False
     errors: list[dict[str, Any]] = field(default_factory=list)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from rayds.connect import connect
 from rayds.remote import tree
-from rayds.storage import Storage, check_published
+from rayds.storage import PARTIAL, Storage, check_published
 from rayds.urls import archive_kind, archive_url, split_archive
 
 FEW = 4  # sub-folders of a remote folder that are listed one by one; for the rest all below it is listed at once
@@ -82,7 +82,9 @@ class Listing:
         """(folders, files) directly in a folder, sorted."""
         folder = folder.rstrip("/")
         if folder not in self._entries:
-            self._entries[folder] = self.root.entries(folder)
+            dirs, files = self.root.entries(folder)
+            # an output in the making may lie in the input's folder
+            self._entries[folder] = [d for d in dirs if not d.endswith(PARTIAL)], files
         return self._entries[folder]
 
     def dirs(self, folder: str = "") -> list[str]:

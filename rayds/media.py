@@ -13,7 +13,8 @@ import os
 import posixpath
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
@@ -344,6 +345,16 @@ def probe(path: str) -> tuple[int, int] | None:
         return None
 
 
+@contextmanager
+def _unwatched(data: bytes, name: str | None) -> Iterator[None]:
+    del data, name
+    yield
+
+
+# Entered around each call of the image decoder. A process that is there to find out which image crashes it sets its own.
+watch: Callable[[bytes, str | None], AbstractContextManager[None]] = _unwatched
+
+
 def decode(data: bytes, name: str | None = None, flags: int | None = None) -> Pixels:
     """The pixels of encoded bytes, as stored: (H, W) or (H, W, C), BGR. Raises DataError when unreadable."""
     import cv2
@@ -361,7 +372,10 @@ def decode(data: bytes, name: str | None = None, flags: int | None = None) -> Pi
             remedy="Raise RAYDS_MAX_PIXELS if the file is trusted",
         )
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED if flags is None else flags)
+        with watch(data, name):
+            pixels = cv2.imdecode(
+                np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED if flags is None else flags
+            )
     except cv2.error as e:
         raise DataError(f"the image can't be decoded ({e.err})", file=name) from e
     if pixels is None:

@@ -15,6 +15,7 @@ class Report:
     objects, annotations: what was read, also where the format can't hold it.
     losses: what the format could not hold, kind -> (number, example); notes: fields that only the source format
     knows. errors: bad items left out (under skip and quarantine), each with reason, file, item, place.
+    resumed: how many of the items an earlier, interrupted run had written.
     """
 
     format: str
@@ -28,6 +29,7 @@ class Report:
     errors: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     quarantine: str | None = None
+    resumed: int = 0
 
     @classmethod
     def of(cls, summary: Summary, format: str, path: str) -> Report:
@@ -64,6 +66,7 @@ class Report:
             "skipped": len(self.errors),
             "errors": self.errors,
             "quarantine": self.quarantine,
+            "resumed": self.resumed,
             "seconds": round(self.seconds, 3),
         }
 
@@ -73,6 +76,8 @@ class Report:
             f"{self.items:,} items -> {self.path} ({self.format}) in {self.seconds:.1f} s",
             f"annotations read: {kinds}",
         ]
+        if self.resumed:
+            lines.append(f"resumed: {self.resumed:,} of the items were written by an earlier run")
         if len(self.subsets) > 1:
             lines.append("subsets: " + ", ".join(f"{s} {n:,}" for s, n in self.subsets.items()))
         if self.losses:

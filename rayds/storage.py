@@ -27,6 +27,8 @@ __all__ = [
 ]  # fmt: skip
 
 LOCAL_THREADS = 8
+PARTIAL = ".rayds-partial"  # the folder of an unfinished output has the output's name with this behind it
+DONE = ".rayds-done.json"  # behind an output's name: the record of a job that was finished under resume
 
 
 def io_threads(*paths: str | None) -> int:
@@ -58,11 +60,12 @@ def _folder_lock(path: str) -> threading.Lock:
 class Storage:
     """A folder, local or on any fsspec file system; all names given to its methods are relative to it.
 
-    Picklable; methods raise StorageError (or FileNotFoundError) naming the full path.
+    Picklable; methods raise StorageError (or FileNotFoundError) naming the full path. scratch: a local folder on the
+    same disk for files that are not whole yet; without it they stand beside what they become.
     """
 
-    def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = normal(url)
+    def __init__(self, url: str | os.PathLike[str], scratch: str | None = None) -> None:
+        self.url, self.scratch = normal(url), scratch
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -91,7 +94,7 @@ class Storage:
 
     def sub(self, name: str) -> Storage:
         """The storage of a folder in this one."""
-        return Storage(self.path(name)) if name else self
+        return Storage(self.path(name), self.scratch) if name else self
 
     @property
     def parent(self) -> Storage:
@@ -252,17 +255,22 @@ class Storage:
             return
         path = self.path(name)
         folder = os.path.dirname(path)
-        temporary = f"{folder}/.{uuid.uuid4().hex[:8]}.part"  # short: the name itself may have all 255 bytes
+        # a short name: that of the file itself may have all 255 bytes
+        temporary = f"{self.scratch or folder}/.{uuid.uuid4().hex[:8]}.part"
         try:
             with _naming(path):
                 try:
                     f = open(temporary, "wb")  # noqa: SIM115 (closed below; the retry needs both names)
                 except FileNotFoundError:
-                    os.makedirs(folder, exist_ok=True)
+                    os.makedirs(os.path.dirname(temporary), exist_ok=True)
                     f = open(temporary, "wb")  # noqa: SIM115
                 with f:
                     f.write(data)
-                os.replace(temporary, path)
+                try:
+                    os.replace(temporary, path)
+                except FileNotFoundError:
+                    os.makedirs(folder, exist_ok=True)
+                    os.replace(temporary, path)
         except BaseException:
             with_suppress_unlink(temporary)
             raise
@@ -372,50 +380,61 @@ class Storage:
         remote, path = self._at()
         return remote.empty(path)
 
-    def publish(self, staging: Storage, keep: bool = False) -> None:
+    def publish(self, staging: Storage, old: str | None = None, keep: bool = False) -> None:
         """Put the content of a staging folder in the place of this folder's content.
 
         On the local disk that is one renaming. On object stores, which have none, files are copied by the server, and
-        readers are told by a marker that this is going on: see `check_published`. keep: leave the staging folder where it
-        had to be copied.
+        readers are told by a marker that this is going on: see `check_published`. A publish that was broken
+        off can be begun again, as long as the staging folder is there. old: where a local folder's content goes
+        meanwhile (default: beside it). keep: leave the staging folder where it had to be copied.
         """
         if not self.local:
             remote, path = self._at()
             remote.publish(staging._at()[1], path, keep)
             return
-        old = None
+        aside = None
         if os.path.isdir(self.url):
             if (
                 os.path.ismount(self.url)
                 or os.path.islink(self.url)
                 or os.path.samefile(self.url, os.getcwd())
             ):
-                self._replace_content(staging, keep)
+                self._replace_content(staging)
+                if not keep:
+                    staging.remove()
                 return
-            old = f"{self.url}.{uuid.uuid4().hex[:8]}.old"
+            aside = old or f"{self.url}.{uuid.uuid4().hex[:8]}.old"
+            shutil.rmtree(aside, ignore_errors=True)
             with _naming(self.url):
-                os.rename(self.url, old)
+                os.rename(self.url, aside)
         try:
             with _naming(self.url):
                 os.rename(staging.url, self.url)
         except OSError:
-            if old:
-                os.rename(old, self.url)
+            if aside:
+                os.rename(aside, self.url)
             raise
-        if old:
-            shutil.rmtree(old, ignore_errors=True)
+        if aside:
+            shutil.rmtree(aside, ignore_errors=True)
 
-    def _replace_content(self, staging: Storage, keep: bool) -> None:
-        """publish for a folder that can't be renamed: a mount, a link, the working folder."""
+    def _replace_content(self, staging: Storage) -> None:
+        """publish for a folder that can't be renamed: a mount, a link, the working folder.
+
+        All is copied before anything is removed, so that a full disk or the end of the process loses nothing.
+        """
+        arriving = f".{uuid.uuid4().hex[:8]}.arriving"
         with _naming(self.url):
-            for name in os.listdir(self.url):
-                self.remove(name)
-            if keep:
-                shutil.copytree(staging.url, self.url, dirs_exist_ok=True)
-                return
-            for name in os.listdir(staging.url):
-                shutil.move(staging.path(name), self.path(name))
-        staging.remove()
+            try:
+                shutil.copytree(staging.url, self.path(arriving))
+                for name in os.listdir(self.url):
+                    if name != arriving:
+                        self.remove(name)
+                for name in os.listdir(self.path(arriving)):
+                    os.rename(self.path(f"{arriving}/{name}"), self.path(name))
+            except shutil.Error as e:  # a list of what could not be copied
+                raise OSError(e.args[0][0][2] if e.args and e.args[0] else str(e)) from e
+            finally:
+                self.remove(arriving)
 
 
 def safe_output(name: str) -> str:

@@ -352,7 +352,7 @@ def quoted(ids: pa.Array) -> pa.Array:
 def _write_lists(
     block: pa.Table, view: Flat, members: Mapping[str, Bools], index: int, ctx: WriteContext
 ) -> dict[str, Any]:
-    """Write the block's part of every list; returns what was written: {"lists": [...], "classes": [...]}."""
+    """Write the block's part of every list; returns what was written."""
     names = quoted(single_chunk(block, "id"))
     encoded = single_chunk(block, "subset").dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
@@ -374,7 +374,7 @@ def _write_lists(
             for slot, f in _class_fragments(names, inside, values, f"{index}-{code}", files, ctx)
         ]
     ctx.out.write_files(FRAGMENTS, files)
-    return {"lists": lists, "classes": classes}
+    return {"index": index, "lists": lists, "classes": classes}
 
 
 def _class_values(view: Flat, items: int, ctx: WriteContext) -> dict[int, npt.NDArray[np.int8]]:
@@ -438,8 +438,9 @@ def _class_fragments(
 def finish_dataset(fragments: Sequence[Mapping[str, Any]], ctx: WriteContext) -> None:
     """Join the fragments of the lists, in item order; write the label map. Raises DataError for clashing ids."""
     out = ctx.out
-    _check_clashes("xml", "annotation file", len(fragments), ctx)
-    _check_clashes("png", "mask", len(fragments), ctx)
+    numbers = [fragment["index"] for fragment in fragments]
+    _check_clashes("xml", "annotation file", numbers, ctx)
+    _check_clashes("png", "mask", numbers, ctx)
     parts: dict[tuple[str, str], list[str]] = {}
     for fragment in fragments:
         for folder, subset, file in fragment["lists"]:
@@ -457,8 +458,8 @@ def finish_dataset(fragments: Sequence[Mapping[str, Any]], ctx: WriteContext) ->
     out.remove(FRAGMENTS)
 
 
-def _check_clashes(kind: str, what: str, blocks: int, ctx: WriteContext) -> None:
-    names = [f"{FRAGMENTS}/{i}.{kind}" for i in range(blocks)]
+def _check_clashes(kind: str, what: str, numbers: Sequence[int], ctx: WriteContext) -> None:
+    names = [f"{FRAGMENTS}/{i}.{kind}" for i in numbers]
     found = [
         np.frombuffer(d, np.uint64).reshape(-1, 2) for d in ctx.out.read_many(names, missing_ok=True) if d
     ]

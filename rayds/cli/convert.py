@@ -6,6 +6,8 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +20,7 @@ from rayds.cli._common import (
     extra_words,
     in_shards,
     input_options,
+    note,
     opt,
     print_options,
     read_dataset,
@@ -72,6 +75,12 @@ EXAMPLES = """
     help="Extension of written images, e.g. .png; others are re-encoded.",
 )
 @opt("--overwrite", is_flag=True, section="Output", help="Replace the output folder when it is there.")
+@opt(
+    "--resume",
+    is_flag=True,
+    section="Output",
+    help="Go on with an interrupted run of the same command; keep what is complete if this one fails.",
+)
 @opt("--strict", is_flag=True, section="Output", help="Write nothing if the format can't hold everything.")
 @print_options
 @run_options
@@ -86,6 +95,7 @@ def convert(
     save_media: bool,
     image_ext: str | None,
     overwrite: bool,
+    resume: bool,
     strict: bool,
     quiet: bool,
     as_json: bool,
@@ -98,8 +108,8 @@ def convert(
     """Write a dataset in another format.
 
     Options of the output format follow after --. The output appears when it is complete; an error or Ctrl-C leaves
-    nothing behind. A summary tells what was written, and what the format could not hold. 'rayds formats' lists the
-    formats.
+    nothing behind, but for what --resume can go on with. A summary tells what was written, and what the format could
+    not hold. 'rayds formats' lists the formats.
 
     Exit code: 0 done (with --on-error skip or quarantine also when bad items were left out), 1 the data or the job
     failed, 2 bad usage.
@@ -123,9 +133,11 @@ def convert(
         dataset = read_dataset(input_path, input_format, read, engine=chosen, on_error=on_error, quiet=quiet)
         expected = None if quiet else dataset.expected()
         dataset = in_shards(dataset, shards, shard_by)
-    target = output_dir or default_output(input_path, fmt.name, overwrite)
-    with progress(f"converting to {fmt.name}", quiet, expected) as advance:
-        report = dataset.write(target, fmt, options, overwrite=overwrite, strict=strict, progress=advance)
+    target = output_dir or default_output(input_path, fmt.name, overwrite, resume)
+    with keeping(target, resume), progress(f"converting to {fmt.name}", quiet, expected) as advance:
+        report = dataset.write(
+            target, fmt, options, overwrite=overwrite, strict=strict, resume=resume, progress=advance
+        )
     report.seconds = time.monotonic() - start  # with detection and planning
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else str(report))
 
@@ -146,15 +158,39 @@ def writer_options(fmt: Format, words: list[str]) -> Options:
         ) from e
 
 
-def default_output(input_path: str, name: str, overwrite: bool) -> str:
-    """<input name>-<format> beside the input; with .1, .2, ... when that is there and must not be replaced."""
-    from rayds.storage import Storage, outermost
+@contextmanager
+def keeping(target: str, resume: bool) -> Iterator[None]:
+    """Under --resume, tell of what a failure leaves for the next run."""
+    try:
+        yield
+    except BaseException as e:
+        from rayds.errors import ResumeError
+        from rayds.storage import PARTIAL, Storage
+
+        kept = Storage(Storage(target).url + PARTIAL)
+        if resume and not isinstance(e, ResumeError) and kept.exists("job.json"):
+            note(f"What is complete is kept in {kept.url}; the same command goes on with it.")
+        raise
+
+
+def default_output(input_path: str, name: str, overwrite: bool, resume: bool = False) -> str:
+    """<input name>-<format> beside the input; with .1, .2, ... when that is there and must not be replaced.
+
+    resume: the last one that was begun or finished by a run that can be gone on with, if there is one.
+    """
+    from rayds.storage import DONE, Storage, outermost
 
     source = Storage(outermost(Storage(input_path).url))
     stem = source.name if source.is_dir() else re.sub(r"(\.tar)?\.[^.]+$", "", source.name)
     base = f"{stem or 'dataset'}-{name}"
     place = source.parent
     taken = 0
-    while not overwrite and place.exists(f"{base}.{taken}" if taken else base):
+
+    def named(n: int) -> str:
+        return f"{base}.{n}" if n else base
+
+    while not overwrite and place.exists(named(taken)):
+        if resume and place.exists(named(taken) + DONE) and not place.exists(named(taken + 1)):
+            break
         taken += 1
-    return place.path(f"{base}.{taken}" if taken else base)
+    return place.path(named(taken))

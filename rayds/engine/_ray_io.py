@@ -16,8 +16,9 @@ from ray.data import Datasink, Datasource
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
-from rayds.engine.base import Block, Position, Writer, add_counts
-from rayds.errors import EngineError
+from rayds.engine._isolate import MAX_CRASHES, Isolation, first_poison
+from rayds.engine.base import Block, LostError, Position, Writer, add_counts
+from rayds.errors import DataError, EngineError
 
 # Ray's functions have no types.
 dumps: Callable[[Any], bytes] = ray.cloudpickle.dumps
@@ -83,6 +84,15 @@ def bound_attempts(what: Callable[[], str], retries: int) -> None:
         )
 
 
+def isolation(retries: int) -> Isolation | None:
+    """What runs the work of this task in a process of its own, when it has died so often that the work is suspect.
+
+    Once is a matter of nodes and memory; from the second death on (or the last attempt) it is looked at.
+    """
+    died = attempt()
+    return Isolation(last=died >= retries) if died and died >= min(2, retries) else None
+
+
 def describe(block: Block) -> str:
     """Which items a block holds, for messages."""
     if "id" not in block.schema.names or not block.num_rows:
@@ -140,11 +150,47 @@ def _reader(
     def run() -> Iterator[Block]:
         with carrying():
             bound_attempts(lambda: f"shard {name}", retries)
-            for block in ray.get(read)(ray.get(shard) if isinstance(shard, ray.ObjectRef) else shard):
+            made = ray.get(shard) if isinstance(shard, ray.ObjectRef) else shard
+            alone = isolation(retries)
+            for block in _alone(ray.get(read), made, name, alone) if alone else ray.get(read)(made):
                 if block.num_rows:
                     yield block
 
     return run
+
+
+def _alone(read: Any, shard: Any, name: str, alone: Isolation) -> Iterator[Block]:
+    """The blocks of a shard, read in a process of its own; a reader that knows what its loss means has a say in it."""
+    if hasattr(read, "isolated"):
+        return iter(read.isolated(shard, alone.blocks))
+    return _named_loss(alone.blocks(read, shard), name)
+
+
+def _named_loss(blocks: Iterator[Block], name: str) -> Iterator[Block]:
+    try:
+        yield from blocks
+    except LostError as e:
+        raise LostError(f"shard {name}: {e}") from e
+
+
+def write_alone(writer: Any, block: Block, position: Position, alone: Isolation) -> Any:
+    """writer.write in a process of its own, without the rows that kill it: those are bad items, if the writer knows such."""
+    lost: dict[int, DataError] = {}
+    while True:
+        try:
+            return alone.call(writer.write, block, position, *([lost] if lost else []))
+        except LostError as e:
+            if not hasattr(writer, "trial"):
+                raise LostError(f"writing {describe(block)}: {e}") from e
+            rows = [i for i in range(block.num_rows) if i not in lost]
+            row = rows[first_poison(alone, writer.trial, block.take(rows), position)]
+            lost[row] = DataError(
+                f"it can't be written: {e}",
+                item=block.column("id")[row].as_py(),
+                remedy="Remove or repair the item, or leave it out with --on-error skip",
+            )
+            if alone.crashes > MAX_CRASHES:
+                raise LostError(f"writing {describe(block)}: {e}") from e
 
 
 @dataclass(frozen=True)
@@ -224,8 +270,13 @@ class WriteSink(_Sink):
         else:
             position = self.starts[task]
         results, rows = [], 0
+        alone = isolation(self.retries)
         for block in full:
-            results.append(self.writer.write(block, position))
+            results.append(
+                write_alone(self.writer, block, position, alone)
+                if alone
+                else self.writer.write(block, position)
+            )
             rows += block.num_rows
             if self.tally is not None:
                 self.tally.tell.remote(task, rows)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
 
+from rayds.errors import EngineError
 from rayds.schema import ERROR_COLUMN, split_errors
 
 Block: TypeAlias = pa.Table
@@ -28,10 +29,18 @@ _MAX_CHUNK = 1 << 30
 
 @dataclass(frozen=True)
 class Position:
-    """Where a block stands in the stream: its running number, and the sums of `count` over all blocks before."""
+    """Where a block stands in the stream: its number, and the sums of `count` over all blocks before.
+
+    Numbers ascend and never repeat. Those that an engine gives are 0, 1, 2, ...; what exports give to a format's
+    `write` are consecutive only where it asks for blocks of a fixed number of items.
+    """
 
     index: int
     offsets: Mapping[str, int] = field(default_factory=dict)
+
+
+class LostError(EngineError):
+    """The process that worked on a part of the data died, every time."""
 
 
 class Writer(Protocol):

@@ -301,3 +301,43 @@ def test_a_format_that_is_only_read_can_not_be_written(rayds, data, tmp_path):
     result = rayds("convert", "-f", "tiny_result", "--", "--help")
     assert result.exit_code == 0
     assert "can't be written" in result.stdout
+
+
+def test_resume_keeps_what_is_complete_and_goes_on(rayds, data, tmp_path):
+    bad, out = data / "tiny.txt", tmp_path / "out"
+    good = bad.read_text()
+    bad.write_text(good + "d bug\n")
+    words = ("convert", "-i", data, "-f", "tiny", "-o", out, "--engine", "local", "--resume")
+    failed = rayds(*words)
+    assert failed.exit_code == 1
+    assert (
+        f"What is complete is kept in {out}.rayds-partial; the same command goes on with it." in failed.stderr
+    )
+    assert not out.exists()
+    other = rayds(*words, "--on-error", "skip")
+    assert other.exit_code == 1
+    assert 'on error: "raise" before, "skip" now' in other.stderr
+    assert "with --overwrite, or without --resume" in other.stderr
+    assert "What is complete is kept" not in other.stderr
+    bad.write_text(good)
+    changed = rayds(*words)
+    assert changed.exit_code == 1
+    assert "changed since the run began (" in changed.stderr
+    assert "tiny.txt" in changed.stderr
+    assert rayds(*words, "--overwrite").exit_code == 0
+    again = rayds(*words, "--json")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout)["items"] == 3
+
+
+def test_resume_without_an_output_finds_the_one_it_named(rayds, data):
+    words = ("convert", "-i", data, "-f", "tiny", "--engine", "local", "--resume", "-q")
+    for _ in range(2):
+        assert rayds(*words).exit_code == 0
+        assert sorted(p.name for p in data.parent.iterdir()) == [
+            "pets",
+            "pets-tiny",
+            "pets-tiny.rayds-done.json",
+        ]
+    assert rayds(*words[:-2], "-q").exit_code == 0
+    assert (data.parent / "pets-tiny.1").is_dir()

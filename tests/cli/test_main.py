@@ -97,7 +97,7 @@ def test_a_stopped_job_leaves_nothing(start, data, stop, code):
     (data / "tiny.txt").write_text("".join(f"{i} cat 1 2 3 4\n" for i in range(10_000)))
     process = start("convert", "-i", "pets", "-f", "tiny", "-o", "out", "--read", "delay=0.01")
     deadline = time.monotonic() + 60
-    while not list(data.parent.glob("out.*/part-*")):  # it writes
+    while not list(data.parent.glob("out.*/data/.parts/*")):  # it writes
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)

@@ -77,13 +77,12 @@ class Tiny(ItemFormat):
                     name = ctx.categories.labels[a.label].name
                     name = name.upper() if ctx.options.upper else name
                     lines.append(f"{item.id} {name} {a.x:g} {a.y:g} {a.w:g} {a.h:g}\n")
-        ctx.out.write_text(f"part-{position.index}.txt", "".join(lines))
+        ctx.out.write_text(f".parts/{position.index}.txt", "".join(lines))
         return "".join(lines)
 
     def finish(self, fragments: Sequence[str], ctx: Any) -> None:
         ctx.out.write_text(FILE, "".join(fragments))
-        for i in range(len(fragments)):
-            ctx.out.remove(f"part-{i}.txt")
+        ctx.out.remove(".parts")
 
 
 class TinyResult(Tiny):

@@ -166,6 +166,8 @@ class RaydsParquet(Format):
         name, groups, rows, relative = shard.data
         file = ctx.root.path(name)
         wanted = {"id", "subset", *ctx.options.columns} if ctx.options.columns else set(ITEM_SCHEMA.names)
+        if ctx.columns is not None:
+            wanted &= ctx.columns
         done = 0
         for table in _tables(ctx, name, groups, wanted):
             try:

@@ -15,7 +15,7 @@ from rayds.categories import Categories
 from rayds.engine import make_engine
 from rayds.engine.base import Block, Blocks, Engine, add_counts
 from rayds.engine.local import LocalEngine
-from rayds.errors import DataError, FormatError, OnError, UnknownNameError, UsageError
+from rayds.errors import DataError, FormatError, OnError, UnknownNameError
 from rayds.export import export
 from rayds.format import (
     BLOCK_ROWS,
@@ -35,13 +35,15 @@ from rayds.reading import ShardReader, Source, expected_items, fold_inputs
 from rayds.registry import detect_format, get_format
 from rayds.report import Report
 from rayds.resume import was_restarted
+from rayds.samples import Recipe
 from rayds.schema import DEFAULT_SUBSET, conform, empty_table, split_errors
 from rayds.storage import Storage
+from rayds.training import Feeding
 
 Build = Callable[[Engine], Blocks]
 
 
-class Dataset:
+class Dataset(Feeding):
     """A dataset of items: images, frames or point clouds with annotations.
 
     Make one with `import_from`, `from_iterable`, `from_arrow` or `from_ray`. It is a recipe: nothing is read
@@ -61,8 +63,10 @@ class Dataset:
         on_error: OnError | str = OnError.RAISE,
         size: int = 0,
         expect: Callable[[], Expected | None] | None = None,
+        narrow: Callable[[frozenset[str]], Build] | None = None,
     ) -> None:
         self._build = build or _from_tables([])
+        self._narrow = narrow  # how to build it with some columns only, for a source that can
         self._categories, self._ids = Categories.of(categories), ids
         self._infos = dict(infos or {})
         self._format, self._path, self._size, self._expect = format, path, size, expect
@@ -113,8 +117,8 @@ class Dataset:
         root = fmt.root(files)
         size = sum(s.size or 0 for s in plan.shards)
 
-        def reader(engine: Engine) -> ShardReader:
-            ctx = ReadContext(root, made, plan.categories, policy)
+        def reader(engine: Engine, columns: frozenset[str] | None = None) -> ShardReader:
+            ctx = ReadContext(root, made, plan.categories, policy, columns=columns)
             if isinstance(engine, LocalEngine):
                 ctx.workers = max(1, engine.workers // max(1, len(plan.shards)))
                 ctx.restartable = engine.restartable
@@ -131,6 +135,7 @@ class Dataset:
             on_error=policy,
             size=size,
             expect=lambda: expected_items(fmt, plan.shards, root),
+            narrow=lambda columns: lambda engine: engine.source(plan.shards, reader(engine, columns)),
         )
         dataset._source = Source(plan.shards, fmt.name, made, policy, reader)
         return dataset
@@ -199,6 +204,20 @@ class Dataset:
         found = make_engine(engine if engine is not None else self._engine, size=self._size)
         return found, self._build(found)
 
+    def _filtered(self, fn: Callable[[pa.Table], pa.Table]) -> Dataset:
+        """The rows that fn leaves, which looks at id and subset only."""
+        narrow = self._narrow
+        narrowed = narrow and (lambda columns: lambda engine: engine.map(narrow(columns)(engine), fn))
+        return self._derive(lambda engine: engine.map(self._build(engine), fn), narrow=narrowed)
+
+    def _narrowed(self, columns: frozenset[str]) -> Dataset:
+        """The dataset with these columns only (others may be there, or empty), not to be shown to users."""
+        return self if self._narrow is None else self._derive(self._narrow(columns))
+
+    def _recipe(self, columns: Any, decode: bool, resize: Any, fit: str, targets: Any, multi: bool) -> Recipe:
+        labels = len(self._categories.labels)
+        return Recipe.of(columns, decode, resize, fit, targets, multi, labels, self._on_error)
+
     def blocks(self) -> Iterator[pa.Table]:
         """The item tables, in order, without error rows."""
         engine, blocks = self._run()
@@ -228,7 +247,7 @@ class Dataset:
         """The items of one subset; raises UnknownNameError for one that is known not to be there."""
         if self._counts is not None and name not in self._counts:
             raise UnknownNameError("subset", name, self._counts)
-        made = self.map_batches(partial(_only_subset, name))
+        made = self._filtered(partial(_only_subset, name))
         if self._counts is not None:
             made._counts = {name: self._counts[name]} if name in self._counts else {}
         return made
@@ -340,19 +359,6 @@ class Dataset:
         """The dataset without the item of an id and subset (default: "default")."""
         return self.map_batches(partial(_without, str(id), subset or DEFAULT_SUBSET))
 
-    def repartition(self, shards: int, by: str = "id") -> Dataset:
-        """The same items in up to `shards` blocks: each item (by="id") or each subset (by="subset") has one fixed shard.
-
-        An item's shard follows from its key alone, so that it is the same for every run and engine.
-        """
-        if by not in ("id", "subset"):
-            raise UsageError(f"repartition by 'id' or 'subset', not {by!r}")
-        if shards < 1:
-            raise UsageError(f"repartition into 1 or more shards, not {shards}")
-        from rayds.sharding import repartition
-
-        return self._derive(lambda engine: repartition(engine, self._build(engine), shards, by))
-
     def materialize(self) -> Dataset:
         """The dataset read into memory (of the cluster, on Ray), so that it is read once only."""
         engine, blocks = self._run()
@@ -364,13 +370,6 @@ class Dataset:
     def to_arrow(self) -> pa.Table:
         """All items as one table (of rayds.ITEM_SCHEMA)."""
         return pa.concat_tables([empty_table(), *self.blocks()])
-
-    def to_ray(self) -> Any:
-        """The items as a ray.data.Dataset with the columns of rayds.ITEM_SCHEMA."""
-        own = isinstance(self._engine, Engine) and self._engine.name == "ray"
-        engine: Any = make_engine(self._engine if own else "ray")
-        without_errors = engine.map_raw(self._build(engine), _drop_errors)
-        return engine.to_native(without_errors)
 
     def export(
         self,
@@ -476,7 +475,3 @@ def _without(id: str, subset: str, block: Block) -> Block:
 
 def _only_subset(name: str, block: Block) -> Block:
     return block.filter(pc.equal(block.column("subset"), name or DEFAULT_SUBSET))
-
-
-def _drop_errors(block: Block) -> Block:
-    return split_errors(block)[0]

@@ -157,6 +157,8 @@ class ReadContext:
 
     restartable: nothing that the reader yields is final yet; it may yield early what it expects to be true of the
     rest of the source, and raise Restart when it is not: then all is thrown away and read again without this.
+    columns: those of the item table that are wanted (id and subset among them), None: all; a reader that can may
+    leave the others empty.
     root: the dataset's folder. workers: threads that the reader may use itself. bad(): report a bad item;
     under the policy raise it raises, otherwise the reader leaves the item out and goes on.
     """
@@ -168,6 +170,7 @@ class ReadContext:
     workers: int = 1
     block_rows: int = field(default_factory=block_rows)
     restartable: bool = False
+    columns: frozenset[str] | None = None
     errors: list[dict[str, Any]] = field(default_factory=list)
 
     def bad(self, error: DataError, subset: str = DEFAULT_SUBSET) -> None:

@@ -103,7 +103,8 @@ class Engine(ABC):
     def by_number(self, blocks: Blocks, column: str, n: int) -> Blocks:
         """The rows with 0 in an integer column, then those with 1, ... to n - 1; rows of a number in source order.
 
-        A keyed exchange like by_key, for few keys whose order matters. Error rows come first.
+        A keyed exchange like by_key, for keys whose order matters. Where there are many they should be evenly spread
+        (as hashes are). Error rows come first.
         """
 
     @abstractmethod
@@ -128,6 +129,13 @@ class Engine(ABC):
         """The same rows in blocks of exactly `rows` rows (the last may be smaller)."""
 
     @abstractmethod
+    def expand(self, blocks: Blocks, fn: Stage, rows: int) -> Blocks:
+        """Like map for a stage whose results are much bigger than items (decoded images), and of any schema.
+
+        fn gets pieces of at most `rows` rows, error rows included. Only `iterate` and what passes it on may follow.
+        """
+
+    @abstractmethod
     def materialize(self, blocks: Blocks) -> Any:
         """The blocks computed and held in the engine's memory; for `adopt`."""
 
@@ -146,7 +154,7 @@ def guarded(fn: Stage) -> Stage:
         out = fn(good)
         if ERROR_COLUMN not in out.schema.names:
             out = out.append_column(ERROR_COLUMN, pa.nulls(out.num_rows, pa.string()))
-        return out if bad is None else pa.concat_tables([out, bad])
+        return out if bad is None else pa.concat_tables([out, bad], promote_options="default")
 
     return run
 

@@ -21,6 +21,8 @@ from rayds.parallel import cpu_count, ordered_chain, ordered_map
 T = TypeVar("T")
 
 SPILL_BYTES = 512 << 20
+MAX_PARTITIONS = 256
+AHEAD = 2  # pieces for each thread that `expand` makes before they are asked for
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,15 @@ class LocalEngine(Engine):
     def by_number(self, blocks: LocalBlocks, column: str, n: int) -> LocalBlocks:
         def make() -> Iterator[Block]:
             with tempfile.TemporaryDirectory(prefix="rayds-") as folder:
-                store = _Partitions(n, Path(folder), self.spill_bytes)
+                store = _Partitions(min(n, MAX_PARTITIONS), Path(folder), self.spill_bytes)
+                width = -(-n // store.n)  # numbers a partition
                 for block in self.iterate(blocks):
-                    store.add(block, block.column(column).fill_null(0).to_numpy())
-                yield from store.tables()
+                    store.add(block, block.column(column).fill_null(0).to_numpy() // width)
+                for table in store.tables():
+                    if width > 1:
+                        order = np.argsort(table.column(column).fill_null(0).to_numpy(), kind="stable")
+                        table = table.take(pa.array(order))
+                    yield table
 
         return LocalBlocks(make)
 
@@ -146,6 +153,16 @@ class LocalEngine(Engine):
 
     def rechunk(self, blocks: LocalBlocks, rows: int) -> LocalBlocks:
         return LocalBlocks(lambda: rechunked(self.iterate(blocks), rows))
+
+    def expand(self, blocks: LocalBlocks, fn: Stage, rows: int) -> LocalBlocks:
+        def pieces() -> Iterator[Block]:
+            for block in self.iterate(blocks):
+                for start in range(0, block.num_rows, rows):
+                    yield block.slice(start, rows)
+
+        # Two threads at least, so that work goes on while the reader does its own.
+        workers = max(2, self.workers)
+        return LocalBlocks(lambda: ordered_map(fn, pieces(), workers, AHEAD * workers))
 
     def materialize(self, blocks: LocalBlocks) -> list[Block]:
         return list(self.iterate(blocks))

@@ -47,6 +47,7 @@ T = TypeVar("T")
 
 BLOCK_BYTES = 16 << 20
 PARTITION_BYTES = 64 << 20
+EXPAND_ROWS = 128
 RETRIES = 3
 _TASK, _ROW, _PARTIAL = "__task", "__row", "partial"
 
@@ -231,6 +232,10 @@ class RayEngine(Engine):
             dataset = blocks.dataset.repartition(target_num_rows_per_block=rows, strict=True)
         return RayBlocks(dataset, blocks.shards, blocks.size)
 
+    def expand(self, blocks: RayBlocks, fn: Stage, rows: int) -> RayBlocks:
+        # Items are small: one block holds work for minutes. Cut it, so that all workers get some.
+        return self._map(self.rechunk(blocks, EXPAND_ROWS), _expanded(fn, rows, self.retries))
+
     def materialize(self, blocks: RayBlocks) -> ray.data.Dataset | None:
         if blocks.dataset is None:
             return None
@@ -384,6 +389,18 @@ def _bounded(stage: Stage, named: Any, retries: int) -> Stage:
         with carrying():
             bound_attempts(lambda: f"stage {name}, {describe(block)}", retries)
             return stage(block)
+
+    return run
+
+
+def _expanded(stage: Stage, rows: int, retries: int) -> Callable[[Block], Iterator[Block]]:
+    """The stage over pieces of a block, one result after the other, so that no task holds all of them."""
+
+    def run(block: Block) -> Iterator[Block]:
+        with carrying():
+            bound_attempts(lambda: f"decoding {describe(block)}", retries)
+            for start in range(0, block.num_rows, rows):
+                yield stage(block.slice(start, rows))
 
     return run
 

@@ -25,12 +25,16 @@ def cpu_count() -> int:
 
 
 def ordered_map(fn: Callable[[T], R], items: Iterable[T], workers: int, window: int = 0) -> Iterator[R]:
-    """fn over items on `workers` threads, results in order, at most `window` (workers + 1) in flight."""
+    """fn over items on `workers` threads, results in order, at most `window` (workers + 1) in flight.
+
+    One worker without a window works on the caller's thread, with one ahead of it.
+    """
+    inline = workers <= 1 and not window
     window = window or workers + 1
     pending: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="rayds")
     try:
-        if workers <= 1:
+        if inline:
             for item in items:
                 yield fn(item)
             return

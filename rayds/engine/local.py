@@ -160,9 +160,8 @@ class LocalEngine(Engine):
                 for start in range(0, block.num_rows, rows):
                     yield block.slice(start, rows)
 
-        # Two threads at least, so that work goes on while the reader does its own.
-        workers = max(2, self.workers)
-        return LocalBlocks(lambda: ordered_map(fn, pieces(), workers, AHEAD * workers))
+        ahead = 1 + AHEAD * self.workers
+        return LocalBlocks(lambda: ordered_map(fn, pieces(), self.workers, ahead))
 
     def materialize(self, blocks: LocalBlocks) -> list[Block]:
         return list(self.iterate(blocks))

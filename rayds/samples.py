@@ -85,10 +85,12 @@ class Recipe:
         if fit not in FITS:
             raise UnknownNameError("fit", fit, FITS)
         size = (resize, resize) if isinstance(resize, int) else resize
-        if size is not None and (
-            len(size) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in size)
+        if size is not None and not (
+            isinstance(size, (tuple, list))
+            and len(size) == 2
+            and all(isinstance(n, (int, np.integer)) and n > 0 for n in size)
         ):
-            raise UsageError(f"resize is (height, width) in pixels, not {resize!r}")
+            raise UsageError(f"resize is (height, width) in pixels, or one number for both, not {resize!r}")
         if size is None and fit != "stretch":
             raise UsageError(f"fit={fit!r} says how images are resized: it needs resize=(height, width)")
         if multi_label and targets != "classification":
@@ -211,17 +213,21 @@ class Recipe:
         if not data.startswith(b"\xff\xd8\xff"):
             pixels = decode(data, name)
             return _rgb(pixels), (pixels.shape[0], pixels.shape[1])
-        flags, size = cv2.IMREAD_COLOR, None
-        if self.size:
-            height, width = size = probe_bytes(data, name)
-            [inner] = Placed.of(np.array([size]), self.size, self.letterbox).inner
-            for factor in (8, 4, 2):
-                if height >= factor * inner[0] and width >= factor * inner[1]:
-                    flags = getattr(cv2, f"IMREAD_REDUCED_COLOR_{factor}")
-                    break
+        size = probe_bytes(data, name)
+        factor = self._reduction(size)
+        flags = getattr(cv2, f"IMREAD_REDUCED_COLOR_{factor}") if factor > 1 else cv2.IMREAD_COLOR
         # not turned by EXIF: annotations are of the image as stored
         pixels = decode(data, name, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), size or (pixels.shape[0], pixels.shape[1])
+        # a last pixel that stands for less than half of a whole one would shift the others
+        pixels = pixels[: max(1, round(size[0] / factor)), : max(1, round(size[1] / factor))]
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), size
+
+    def _reduction(self, size: tuple[int, int]) -> int:
+        """The largest of 8, 4, 2 and 1 by which a JPEG may be reduced and still be no smaller than wanted."""
+        if self.size is None:
+            return 1
+        [(height, width)] = Placed.of(np.array([size]), self.size, self.letterbox).inner
+        return next(f for f in (8, 4, 2, 1) if f == 1 or (size[0] >= f * height and size[1] >= f * width))
 
     def _fitted(self, image: Pixels | None, placed: Placed, row: int) -> Pixels | None:
         if image is None or self.size is None:

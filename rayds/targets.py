@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from rayds.annotations import Mask, decode_rle
 from rayds.errors import DataError
-from rayds.geometry import enclosing_boxes, polygon_areas
+from rayds.geometry import enclosing_boxes, polygon_areas, polygons_to_rle
 from rayds.schema import AnnotationType, Flat, flat, single_chunk
 
 Floats = npt.NDArray[np.float64]
@@ -288,11 +288,8 @@ def _paint(image: npt.NDArray[Any], shape: Mapping[str, Any], value: int, placed
             mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
         image[top : top + inner_h, left : left + inner_w][mask] = value
         return
-    from pycocotools import mask as coco_mask
-
     points = np.asarray(shape["points"], float).reshape(-1, 2)
     if len(points) < 3:
         raise ValueError(f"a polygon has {len(points)} points, and needs three")
     points = points * placed.scale[row][::-1] + (left, top)
-    [rle] = coco_mask.frPyObjects([points.ravel().tolist()], *image.shape)
-    image[coco_mask.decode(rle) > 0] = value
+    image[decode_rle(polygons_to_rle([points.ravel().tolist()], *image.shape))] = value

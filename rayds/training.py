@@ -6,8 +6,8 @@ Nothing here imports Ray or torch before it is needed; with the local engine a l
 from __future__ import annotations
 
 import json
-import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -34,7 +34,6 @@ Fit = Literal["stretch", "letterbox"]
 By = Literal["id", "subset"]
 
 DECODE_ROWS = 8  # images that a thread or a task decodes before it hands them on
-_log = logging.getLogger("rayds")
 
 
 class Feeding:
@@ -222,12 +221,10 @@ def _batches(samples: Iterator[Block], recipe: Recipe, batch_size: int, drop_las
             yield _batch(table, recipe)
     if bad:
         first = json.loads(bad[0])
-        _log.warning(
-            "%d bad items were left out of the batches; the first: item %r of %s: %s",
-            len(bad),
-            first.get("item"),
-            first["subset"],
-            first["reason"],
+        warnings.warn(
+            f"{len(bad)} bad items were left out of the batches; the first: item {first.get('item')!r} of "
+            f"{first['subset']}: {first['reason']}",
+            stacklevel=2,
         )
 
 

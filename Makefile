@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 TYPECHECK := build/typecheck
 
-.PHONY: help env demo test test-fast lint format bench wheel clean
+.PHONY: help env demo test test-fast test-torch lint format bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,15 @@ test: $(STAMP) ## run all tests
 
 test-fast: $(STAMP) ## run the tests that take no more than a few seconds each
 	$(BIN)/python -m pytest -q -m "not slow"
+
+# Not part of `env`: the torch that package indexes give a Linux machine brings several GB of GPU libraries. An index of
+# CPU builds is named like this: make test-torch TORCH_ARGS='--index-url URL' (the URL stands on pytorch.org).
+TORCH_ARGS ?=
+
+test-torch: $(STAMP) ## install torch, and run the tests that need it (skipped without it)
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) 'torch>=2.4,<3'
+	$(BIN)/python -m pytest -q tests/test_training.py
 
 # Types are checked on the unpacked wheel, as mypy does not follow [tool.setuptools.package-dir] in a checkout;
 # it runs inside that folder, so that it sees neither the checkout nor the editable install.

@@ -69,7 +69,7 @@ class Recipe:
         cls,
         columns: Sequence[str] | None,
         decode: bool,
-        resize: int | tuple[int, int] | None,
+        resize: Any,
         fit: str,
         targets: str | None,
         multi_label: bool,
@@ -168,7 +168,8 @@ class Recipe:
             columns["image"] = [self._fitted(im, placed, i) for i, im in enumerate(images)]
         if self.targets == "classification":
             name = "labels" if self.multi_label else "label"
-            columns[name], wrong = classes(block, self.labels, self.multi_label)
+            found_classes, wrong = classes(block, self.labels, self.multi_label)
+            columns[name] = list(found_classes)
         elif self.targets == "detection":
             found, wrong = objects(block, placed)
             bounds = np.searchsorted(found.item, np.arange(1, block.num_rows))

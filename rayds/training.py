@@ -31,7 +31,6 @@ Build = Callable[[Engine], Blocks]
 Resize = int | tuple[int, int] | None
 Targets = Literal["classification", "detection", "segmentation"]
 Fit = Literal["stretch", "letterbox"]
-By = Literal["id", "subset"]
 
 DECODE_ROWS = 8  # images that a thread or a task decodes before it hands them on
 
@@ -41,7 +40,7 @@ class Feeding:
 
     _engine: Engine | str | None
 
-    def repartition(self, shards: int, by: By = "id") -> Dataset:
+    def repartition(self, shards: int, by: str = "id") -> Dataset:
         """The same items in up to `shards` blocks: each item (by="id") or each subset (by="subset") has one fixed shard.
 
         An item's shard follows from its key alone, so that it is the same for every run and engine.
@@ -50,7 +49,7 @@ class Feeding:
         _check_shards("repartition into", shards, by)
         return own._derive(lambda engine: repartition(engine, own._build(engine), shards, by))
 
-    def shard(self, index: int, count: int, by: By = "id") -> Dataset:
+    def shard(self, index: int, count: int, by: str = "id") -> Dataset:
         """The items of one of `count` shards (index 0 to count - 1), in their order; as `repartition` has them.
 
         All shards together hold each item once. By "id" they are about equally large (see shard_sizes); by "subset"
@@ -61,7 +60,7 @@ class Feeding:
             raise UsageError(f"the shards are numbered 0 to {count - 1}; there is no shard {index}")
         return _own(self)._filtered(partial(only_shard, index, count, by))
 
-    def shard_sizes(self, count: int, by: By = "id") -> list[int]:
+    def shard_sizes(self, count: int, by: str = "id") -> list[int]:
         """How many items each of `count` shards has. Reads the items once, without their annotations where it can.
 
         Workers that average gradients must take the same number of steps: min(sizes) // batch_size of them.
@@ -72,7 +71,7 @@ class Feeding:
         found = engine.fold(blocks, partial(shard_counts, count, by), add_counts) or {}
         return [found.get(str(i), 0) for i in range(count)]
 
-    def worker_shard(self, by: By = "id") -> Dataset:
+    def worker_shard(self, by: str = "id") -> Dataset:
         """The shard of this Ray Train worker, by its world rank; outside of Ray Train the whole dataset.
 
         The worker reads and decodes it on its own threads (the local engine), unless the dataset was given an engine.

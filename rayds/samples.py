@@ -93,6 +93,8 @@ class Recipe:
             raise UsageError(f"resize is (height, width) in pixels, or one number for both, not {resize!r}")
         if size is None and fit != "stretch":
             raise UsageError(f"fit={fit!r} says how images are resized: it needs resize=(height, width)")
+        if size is not None and not decode and targets not in ("detection", "segmentation"):
+            raise UsageError("resize has nothing to resize: take decode=True, or targets that have coordinates")
         if multi_label and targets != "classification":
             raise UsageError("multi_label is for targets='classification'")
         kept = ("id", "subset") if columns is None else tuple(dict.fromkeys(columns))

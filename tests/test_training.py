@@ -356,6 +356,7 @@ class TestBatches:
             ({"resize": 3.5}, "resize is"),
             ({"fit": "letterbox"}, "needs resize"),
             ({"fit": "crop", "resize": 4}, "unknown fit 'crop'"),
+            ({"resize": 4, "decode": False, "targets": "classification"}, "nothing to resize"),
             ({"multi_label": True}, "targets='classification'"),
             ({"shuffle": True}, "shuffle is"),
             ({"shuffle": 0}, "shuffle is"),

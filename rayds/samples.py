@@ -20,10 +20,9 @@ import pyarrow.compute as pc
 from rayds.errors import DataError, OnError, UnknownNameError, UsageError
 from rayds.media import Pixels, decode, probe, probe_bytes
 from rayds.schema import ERROR_COLUMN, ITEM_SCHEMA, list_of, single_chunk, split_errors
-from rayds.storage import is_url, read_url
+from rayds.storage import io_threads, is_url, read_url
 from rayds.targets import KINDS, Bad, Ints, Placed, class_masks, classes, objects
 
-IO_THREADS = 8
 PAD = 114  # gray of the bars of a letterbox
 FITS = ("stretch", "letterbox")
 
@@ -94,7 +93,9 @@ class Recipe:
         if size is None and fit != "stretch":
             raise UsageError(f"fit={fit!r} says how images are resized: it needs resize=(height, width)")
         if size is not None and not decode and targets not in ("detection", "segmentation"):
-            raise UsageError("resize has nothing to resize: take decode=True, or targets that have coordinates")
+            raise UsageError(
+                "resize has nothing to resize: take decode=True, or targets that have coordinates"
+            )
         if multi_label and targets != "classification":
             raise UsageError("multi_label is for targets='classification'")
         kept = ("id", "subset") if columns is None else tuple(dict.fromkeys(columns))
@@ -250,11 +251,20 @@ class Recipe:
         return out
 
 
+def on_worker(recipe: Recipe, block: pa.Table) -> pa.Table:
+    """The recipe in a task that was given one core: OpenCV's own threads would take those of others."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    return recipe(block)
+
+
 def _fetched(media: Sequence[dict[str, Any] | None], *, whole: bool) -> Iterable[Any]:
     """For each row of MEDIA_TYPE the encoded bytes (whole) or (height, width), or a DataError; None for {}."""
     fetch = _bytes if whole else _size
-    if any(m and m["data"] is None and is_url(m["path"] or "") for m in media):
-        with ThreadPoolExecutor(IO_THREADS) as pool:
+    remote = [m["path"] for m in media if m and m["data"] is None and is_url(m["path"] or "")]
+    if remote:
+        with ThreadPoolExecutor(io_threads(*remote)) as pool:
             return list(pool.map(fetch, media))
     return map(fetch, media)
 
@@ -270,8 +280,6 @@ def _bytes(media: dict[str, Any] | None) -> bytes | DataError:
         return DataError(
             "the image file is missing", file=media["path"], remedy="Check the path of the images"
         )
-    except OSError as e:
-        return DataError(f"the image file can't be read ({e})", file=media["path"])
 
 
 def _size(media: dict[str, Any] | None) -> tuple[int, int] | DataError | None:
@@ -289,8 +297,6 @@ def _size(media: dict[str, Any] | None) -> tuple[int, int] | DataError | None:
         )
     except DataError as e:
         return e
-    except OSError as e:
-        return DataError(f"the image file can't be read ({e})", file=media["path"])
 
 
 def _rgb(pixels: Pixels) -> Pixels:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from rayds.engine import make_engine
 from rayds.engine.base import Block, Blocks, Engine, add_counts, rechunked
 from rayds.errors import UsageError
-from rayds.samples import Recipe, decoded
+from rayds.samples import Recipe, decoded, on_worker
 from rayds.schema import ERROR_COLUMN, single_chunk, split_errors
 from rayds.sharding import only_shard, repartition, shard_counts, shuffled
 
@@ -143,7 +143,8 @@ class Feeding:
         engine, blocks = own._narrowed(recipe.needs)._run()
         if shuffle is not None:
             blocks = shuffled(engine, blocks, window, seed, epoch)
-        made = engine.iterate(engine.expand(blocks, recipe, DECODE_ROWS))
+        stage = recipe if engine.name == "local" else partial(on_worker, recipe)
+        made = engine.iterate(engine.expand(blocks, stage, DECODE_ROWS))
         return _batches(made, recipe, batch_size, drop_last)
 
     def iter_torch_batches(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -306,6 +307,19 @@ class TestBatches:
         assert [len(b["id"]) for b in made] == [8, 8, 4]
         assert ids_of(made) == [f"{i:03d}" for i in range(20)]
 
+    def test_a_storage_that_does_not_answer_is_no_bad_item(self, monkeypatch):
+        """Else a whole dataset would be left out while it is away."""
+
+        def away(path: str) -> bytes:
+            raise rayds.StorageError(f"{path}: nobody answers")
+
+        monkeypatch.setattr("rayds.samples.read_url", away)
+        items = [DatasetItem(str(i), media=Image(path=f"s3://bucket/{i}.jpg")) for i in range(9)]
+        data = Dataset.from_iterable(items, LABELS, engine="local")
+        data._on_error = rayds.OnError.SKIP
+        with pytest.raises(rayds.StorageError, match="s3://bucket/0.jpg: nobody answers"):
+            list(data.iter_batches(4))
+
     def test_errors_of_the_reader_and_shuffles_go_together(self, engine, tmp_path):
         """Error rows that a reader made pass through a shuffle, and are counted."""
         (tmp_path / "train").mkdir()
@@ -399,6 +413,14 @@ class TestShards:
 
     def test_outside_of_ray_train_a_worker_has_everything(self):
         assert len(numbered(9).worker_shard()) == 9
+
+    def test_inside_a_worker_has_the_shard_of_its_rank(self, monkeypatch):
+        import ray.train
+
+        for rank in range(3):
+            context = SimpleNamespace(get_world_rank=lambda rank=rank: rank, get_world_size=lambda: 3)
+            monkeypatch.setattr(ray.train, "get_context", lambda context=context: context)
+            assert [i.id for i in numbered(12).worker_shard()] == SHARDS[rank]
 
 
 SHARDS = [["002", "004", "011"], ["001", "006", "009", "010"], ["000", "003", "005", "007", "008"]]

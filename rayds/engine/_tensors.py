@@ -16,7 +16,7 @@ from ray.data.extensions import (
 )
 
 from rayds.engine.base import Block
-from rayds.samples import Recipe, Spec, decoded
+from rayds.samples import Recipe, Spec, decoded, on_worker
 from rayds.schema import ERROR_COLUMN, single_chunk
 
 _log = logging.getLogger("rayds")
@@ -24,7 +24,7 @@ _log = logging.getLogger("rayds")
 
 def samples(recipe: Recipe, block: Block) -> Block:
     """The samples of a piece of items with Ray's tensor types; bad items are logged, and left out."""
-    made = recipe(block)
+    made = on_worker(recipe, block)
     for text in pc.drop_null(made.column(ERROR_COLUMN)).to_pylist():
         record = json.loads(text)
         _log.warning("left out: item %r of %s: %s", record.get("item"), record["subset"], record["reason"])

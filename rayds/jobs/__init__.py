@@ -1,0 +1,20 @@
+"""Commands as jobs of a Ray cluster: the way in (auth), what goes along (packing), which paths it may name (paths), and
+the jobs themselves (client). Nothing here imports Ray before a cluster is asked."""
+
+from rayds.jobs.auth import Access, open_access
+from rayds.jobs.client import Job, Jobs, exit_code
+from rayds.jobs.packing import Package, env_file, local_plugins
+from rayds.jobs.paths import check_paths, check_secrets
+
+__all__ = [
+    "Access",
+    "Job",
+    "Jobs",
+    "Package",
+    "check_paths",
+    "check_secrets",
+    "env_file",
+    "exit_code",
+    "local_plugins",
+    "open_access",
+]

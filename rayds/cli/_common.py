@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rayds.dataset import Dataset
     from rayds.engine.base import Engine
     from rayds.format import Format
+    from rayds.options import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +24,8 @@ DEBUG = "rayds.debug"
 HELP = ("-h", "--help")
 ENGINES = ("auto", "local", "ray")
 SHARD_BY = ("id", "subset")
+_LOCAL_ADDRESS = "--address names a Ray cluster; it does not go with --engine local"
+_NO_SHARDS = "--shard-by says how --shards divides the items; give --shards N, too"
 
 
 class Opt(click.Option):
@@ -48,16 +51,27 @@ class Opt(click.Option):
 class Command(click.Command):
     """A command whose help shows its options by section and examples as they stand.
 
-    takes_extra: what follows `--` is kept for `extra_words` instead of being read as arguments.
+    takes_extra: what follows `--` is kept for `extra_words` instead of being read as arguments. extra: what the usage
+    line calls that. check: what can be told of a parsed command line without its data, before it is sent to a
+    cluster; raises as the command itself would.
     """
 
-    def __init__(self, *args: Any, takes_extra: bool = False, examples: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        takes_extra: bool = False,
+        extra: str = "[-- FORMAT OPTIONS]",
+        check: Callable[[click.Context], None] | None = None,
+        examples: str = "",
+        **kwargs: Any,
+    ) -> None:
         kwargs["context_settings"] = {
             "help_option_names": list(HELP),
             **kwargs.get("context_settings", {}),
         }
         super().__init__(*args, **kwargs)
-        self.takes_extra, self.examples = takes_extra, examples
+        self.takes_extra, self.extra, self.examples = takes_extra, extra, examples
+        self.check = check
         self.params.append(
             Opt(
                 ["--debug"],
@@ -76,7 +90,7 @@ class Command(click.Command):
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         pieces = super().collect_usage_pieces(ctx)
-        return [*pieces, "[-- FORMAT OPTIONS]"] if self.takes_extra else pieces
+        return [*pieces, self.extra] if self.takes_extra else pieces
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -90,10 +104,28 @@ class Command(click.Command):
                     formatter.write_dl(records, col_max=26)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.examples:
-            with formatter.section("Examples"):
-                for line in inspect.cleandoc(self.examples).splitlines():
-                    formatter.write(f"  {line}".rstrip() + "\n")
+        write_examples(self.examples, formatter)
+        super().format_epilog(ctx, formatter)
+
+
+def write_examples(examples: str, formatter: click.HelpFormatter) -> None:
+    """The examples of a help page, line by line as they stand."""
+    if examples:
+        with formatter.section("Examples"):
+            for line in inspect.cleandoc(examples).splitlines():
+                formatter.write(f"  {line}".rstrip() + "\n")
+
+
+class Group(click.Group):
+    """A group of commands whose help shows examples."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        kwargs["context_settings"] = {"help_option_names": list(HELP), **kwargs.get("context_settings", {})}
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_examples(self.examples, formatter)
         super().format_epilog(ctx, formatter)
 
 
@@ -166,7 +198,7 @@ def choose_engine(engine: str, address: str | None) -> Engine | str:
     if address is None:
         return engine
     if engine == "local":
-        raise UsageError("--address names a Ray cluster; it does not go with --engine local")
+        raise UsageError(_LOCAL_ADDRESS)
     from rayds.engine import make_engine
 
     return make_engine("ray", address=address)
@@ -176,7 +208,7 @@ def in_shards(dataset: Dataset, shards: int | None, by: str | None) -> Dataset:
     """The dataset in the shards that --shards and --shard-by ask for."""
     if shards is None:
         if by is not None:
-            raise UsageError("--shard-by says how --shards divides the items; give --shards N, too")
+            raise UsageError(_NO_SHARDS)
         return dataset
     return dataset.repartition(shards, by or SHARD_BY[0])
 
@@ -214,6 +246,27 @@ def spare_pandas() -> None:
         sys.meta_path.remove(Finder)
 
 
+def reader_options(fmt: Format, read: Sequence[str]) -> Options:
+    """The reader's options from the values of --read."""
+    try:
+        return fmt.ReadOptions.parse([f"--{word.lstrip('-')}" for word in read])
+    except UsageError as e:
+        raise UsageError(f"--read: {e} See 'rayds formats {fmt.name}'") from e
+
+
+def check_input(ctx: click.Context) -> None:
+    """What can be told of the options that read a dataset and run work, without the data."""
+    from rayds.registry import get_format
+
+    given = ctx.params
+    if given.get("input_format"):
+        reader_options(get_format(given["input_format"]), given.get("read") or ())
+    if given.get("engine") == "local" and given.get("address") is not None:
+        raise UsageError(_LOCAL_ADDRESS)
+    if given.get("shard_by") is not None and given.get("shards") is None:
+        raise UsageError(_NO_SHARDS)
+
+
 def read_dataset(
     path: str, format: str | None, read: Sequence[str], *, engine: Engine | str, on_error: str, quiet: bool
 ) -> Dataset:
@@ -221,8 +274,5 @@ def read_dataset(
     from rayds.dataset import Dataset
 
     fmt = input_format(path, format, quiet)
-    try:
-        options = fmt.ReadOptions.parse([f"--{word.lstrip('-')}" for word in read])
-    except UsageError as e:
-        raise UsageError(f"--read: {e} See 'rayds formats {fmt.name}'") from e
+    options = reader_options(fmt, read)
     return Dataset.import_from(path, fmt.name, engine=engine, on_error=on_error, **vars(options))

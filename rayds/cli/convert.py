@@ -16,6 +16,7 @@ from rayds.cli._common import (
     HELP,
     Command,
     asks_help,
+    check_input,
     choose_engine,
     extra_words,
     in_shards,
@@ -42,7 +43,19 @@ EXAMPLES = """
 """
 
 
-@click.command(cls=Command, takes_extra=True, examples=EXAMPLES)
+def check(ctx: click.Context) -> None:
+    """The formats and all options of the command, without its data."""
+    from rayds.registry import get_format
+
+    check_input(ctx)
+    given = ctx.params
+    fmt = get_format(given["output_format"])
+    words = extra_words(ctx)
+    if not asks_help(words):
+        fmt.capabilities(writer_options(fmt, [*media_words(given["save_media"], given["image_ext"]), *words]))
+
+
+@click.command(cls=Command, takes_extra=True, check=check, examples=EXAMPLES)
 @input_options
 @opt(
     "-o",

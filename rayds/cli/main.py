@@ -32,6 +32,8 @@ COMMANDS = {
     "convert": Entry("rayds.cli.convert", "Datasets", "Write a dataset in another format."),
     "detect": Entry("rayds.cli.formats", "Datasets", "Tell which format a dataset has, and why."),
     "formats": Entry("rayds.cli.formats", "Formats", "List the formats, or show all about one."),
+    "submit": Entry("rayds.cli.jobs", "Clusters", "Run a command as a job of a Ray cluster."),
+    "jobs": Entry("rayds.cli.jobs", "Clusters", "List, follow and stop the jobs of a cluster."),
 }
 
 

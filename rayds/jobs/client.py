@@ -31,7 +31,8 @@ _EXIT = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 @dataclass(frozen=True)
 class Job:
-    """What is known of a job. start, end: seconds since 1970; code: what its process returned."""
+    """What is known of a job. start, end: seconds since 1970; code: what its process returned.
+    ours: rayds sent it; probe: to look at the cluster."""
 
     id: str
     status: str
@@ -41,6 +42,8 @@ class Job:
     start: float | None
     end: float | None
     code: int | None
+    ours: bool = False
+    probe: bool = False
 
     @property
     def ended(self) -> bool:
@@ -165,7 +168,9 @@ class Jobs:
                         return
                 yield piece
         finally:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the connection goes, whatever state Ctrl-C left it in
+                for task in asyncio.all_tasks(loop):
+                    task.cancel()
                 loop.run_until_complete(stream.aclose())  # type: ignore[attr-defined]
             loop.close()
 
@@ -227,6 +232,8 @@ def _job(found: JobDetails) -> Job:
         start=found.start_time / 1000 if found.start_time else None,
         end=found.end_time / 1000 if found.end_time else None,
         code=found.driver_exit_code,
+        ours="rayds_command" in data or data.get("rayds") == "probe",
+        probe=data.get("rayds") == "probe",
     )
 
 

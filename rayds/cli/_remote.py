@@ -77,9 +77,9 @@ def check_command(words: Sequence[str], root: click.Group) -> Remote:
         raise UsageError("the command asks for help; run it without submit")
     remote = Remote(" ".join(names), list(names))
     positional = _options(remote, command, ctx, args)
-    if any(p.name == "address" for p in command.params) and not _given(ctx, "address"):
-        if ctx.params.get("engine") != "local":
-            remote.words += ["--address", "auto"]
+    takes_address = any(p.name == "address" for p in command.params)
+    if takes_address and not _given(ctx, "address") and ctx.params.get("engine") != "local":
+        remote.words += ["--address", "auto"]
     for value, role in positional:
         remote.value("", value, role)
     if extra:

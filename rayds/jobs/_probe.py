@@ -1,7 +1,7 @@
 """What a cluster has, told by a job on it: sent as a file of its own, so it uses no part of rayds.
 
-One argument, JSON: {"inputs": [paths], "outputs": [paths], "seconds": how long to wait for worker nodes}. Prints one
-line that begins with MARK.
+One argument, JSON: {"inputs": [paths], "outputs": [paths], "needs": [packages], "seconds": how long to wait for
+worker nodes}. Prints one line that begins with MARK.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -20,19 +21,19 @@ NAMES = 200  # entries of a folder that are compared
 
 def digest(roots: dict[str, str]) -> str:
     """A hash of the Python and data files of packages, by the folder of each."""
+    files: dict[str, str] = {}
+    for name, root in roots.items():
+        for folder, folders, names in os.walk(root):
+            folders[:] = [f for f in folders if f != "__pycache__"]
+            for file in names:
+                inner = os.path.join(name, os.path.relpath(os.path.join(folder, file), root))
+                files[inner.replace(os.sep, "/")] = os.path.join(folder, file)
     found = hashlib.sha1(usedforsecurity=False)
-    for name, root in sorted(roots.items()):
-        for folder, folders, files in os.walk(root):
-            folders[:] = sorted(f for f in folders if f != "__pycache__")
-            for file in sorted(files):
-                if file.endswith((".pyc", ".pyo")):
-                    continue
-                path = os.path.join(folder, file)
-                inner = os.path.join(name, os.path.relpath(path, root)).replace(os.sep, "/")
-                with open(path, "rb") as f:
-                    found.update(
-                        f"{inner}\n".encode() + hashlib.sha1(f.read(), usedforsecurity=False).digest()
-                    )
+    for inner, path in sorted(
+        files.items()
+    ):  # whether a checkout or an installed package: by the place in the package
+        with open(path, "rb") as f:
+            found.update(f"{inner}\n".encode() + hashlib.sha1(f.read(), usedforsecurity=False).digest())
     return found.hexdigest()
 
 
@@ -86,8 +87,8 @@ def mark_of(path: str, name: str) -> str | None:
         return None
 
 
-def versions() -> dict[str, Any]:
-    """Of the Python that runs the job."""
+def versions(needs: list[str]) -> dict[str, Any]:
+    """Of the Python that runs the job, with those of the needed packages that it lacks."""
     from importlib import metadata
 
     told: dict[str, Any] = {"python": list(sys.version_info[:3]), "executable": sys.executable}
@@ -96,6 +97,16 @@ def versions() -> dict[str, Any]:
             told[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             told[name] = None
+    told["missing"] = []
+    there = {re.sub(r"[-_.]+", "-", d.metadata["Name"] or "").lower() for d in metadata.distributions()}
+    for name in needs:
+        variants = (
+            ("opencv-contrib-python-headless", "opencv-python", "opencv-contrib-python")
+            if "opencv" in name
+            else ()
+        )
+        if there.isdisjoint({name.lower(), *variants}):
+            told["missing"].append(name)
     try:
         found = roots()
     except ImportError:
@@ -164,7 +175,7 @@ def shared(inputs: list[str], outputs: list[str], seconds: float) -> dict[str, A
 def main() -> None:
     """Print the answer to the question of the command line."""
     asked = json.loads(sys.argv[1])
-    told = versions()
+    told = versions(asked["needs"])
     if (asked["inputs"] or asked["outputs"]) and told["ray"] is not None:
         told["shared"] = shared(asked["inputs"], asked["outputs"], asked["seconds"])
     print(MARK + json.dumps(told), flush=True)

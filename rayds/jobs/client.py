@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 from rayds.errors import EngineError, UnknownNameError, UsageError
 from rayds.jobs import _probe
 from rayds.jobs.auth import Access, without_variables
-from rayds.jobs.packing import Package, runtime_env
+from rayds.jobs.packing import Package, requirements, runtime_env
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 PATIENCE = 300.0  # seconds without an answer after which a job is no longer followed
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_LOGGERS = (
+    "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging",
+)  # fmt: skip
 _EXIT = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
@@ -68,7 +71,7 @@ class Jobs:
         with _reporting(access.url), without_variables():
             from ray.job_submission import JobSubmissionClient
 
-            for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+            for name in _LOGGERS:
                 logging.getLogger(name).setLevel(logging.WARNING)  # it logs what is told here better
             self._client: JobSubmissionClient = JobSubmissionClient(access.url, headers=dict(access.headers))
 
@@ -178,7 +181,9 @@ class Jobs:
         self, python: str, inputs: Sequence[str] = (), outputs: Sequence[str] = (), seconds: float = 120.0
     ) -> dict[str, Any]:
         """What the cluster has (see _probe), told by a job that uses nothing of rayds there."""
-        asked = json.dumps({"inputs": list(inputs), "outputs": list(outputs), "seconds": seconds})
+        asked = json.dumps(
+            {"inputs": list(inputs), "outputs": list(outputs), "needs": requirements(), "seconds": seconds}
+        )
         with tempfile.TemporaryDirectory() as folder:
             package = Package(folder)
             package.add_script(_probe.__file__)
@@ -262,6 +267,11 @@ def check_versions(told: Mapping[str, Any], here: tuple[int, ...], ray: str, url
     if told["ray"] is None:
         raise UsageError(
             f"{told['executable']} on the cluster has no Ray; name the Python that has it by --python"
+        )
+    if told["missing"]:
+        raise UsageError(
+            f"{told['executable']} on the cluster lacks {', '.join(told['missing'])}, which rayds needs: install them on every "
+            "node, or an image that has them (see docs/cluster.md)"
         )
     if there[:2] != here[:2]:
         raise UsageError(

@@ -8,6 +8,7 @@ installs them with all their dependencies.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -108,6 +109,12 @@ class Package:
                 f"{file}: with it, {self.bytes >> 20} MiB would go along with the job, more than {MAX_BYTES >> 20}; "
                 "put large files into a bucket or a folder that all nodes share, and name them there"
             )
+
+
+def requirements() -> list[str]:
+    """The packages that rayds needs, without its extras'."""
+    found = [line.partition(";") for line in metadata.requires("rayds") or ()]
+    return [re.split(r"[^\w.-]", need)[0] for need, _, marker in found if "extra" not in marker]
 
 
 def rayds_digest() -> str:

@@ -11,6 +11,7 @@ import shlex
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,8 @@ class Jobs:
         stream = self._client.tail_job_logs(id)
         try:
             while True:
-                with _reporting(self.access.url):
+                with _reporting(self.access.url), warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # of aiohttp, by how Ray calls it
                     try:
                         piece = loop.run_until_complete(anext_(stream))
                     except StopAsyncIteration:
@@ -172,9 +174,7 @@ class Jobs:
                 yield piece
         finally:
             with contextlib.suppress(Exception):  # the connection goes, whatever state Ctrl-C left it in
-                for task in asyncio.all_tasks(loop):
-                    task.cancel()
-                loop.run_until_complete(stream.aclose())  # type: ignore[attr-defined]
+                loop.run_until_complete(_end_all(loop, stream))
             loop.close()
 
     def probe(
@@ -213,6 +213,16 @@ async def anext_(stream: Any) -> str:
     """The next piece of a stream, as a coroutine (Python 3.10's anext is only awaitable)."""
     piece: str = await stream.__anext__()
     return piece
+
+
+async def _end_all(loop: asyncio.AbstractEventLoop, stream: Any) -> None:
+    """Close a stream and end what else runs on its loop."""
+    with contextlib.suppress(Exception):
+        await stream.aclose()
+    tasks = [t for t in asyncio.all_tasks(loop) if t is not asyncio.current_task(loop)]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def follow_command(id: str, url: str) -> str:

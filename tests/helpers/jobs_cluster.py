@@ -117,7 +117,7 @@ class Cluster:
                     continue
             for process in self.processes:
                 try:
-                    process.wait(10)
+                    process.wait(3)
                 except subprocess.TimeoutExpired:
                     continue
         shutil.rmtree(self.folder, ignore_errors=True)

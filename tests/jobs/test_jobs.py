@@ -1,9 +1,12 @@
 """Commands as jobs of real clusters in token mode, whose Python has no rayds."""
 
 import contextlib
+import doctest
 import json
 import os
+import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -12,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,7 +29,8 @@ from rayds.jobs import Jobs, Package, exit_code, open_access
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(240)]
 
-PLUGIN = Path(__file__).parents[1] / "cli" / "plugin"
+ROOT = Path(__file__).parents[2]
+PLUGIN = ROOT / "tests" / "cli" / "plugin"
 
 
 @pytest.fixture(scope="module")
@@ -101,22 +106,41 @@ def slow(tmp_path):
     ]
 
 
+def ray_command():
+    """The command `ray`."""
+    from ray.scripts.scripts import cli as ray_cli
+
+    return ray_cli
+
+
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_command_runs_as_a_job_with_what_it_needs_and_writes_what_it_writes_here(run, data, tmp_path):
     (tmp_path / "labels.txt").write_text("# label:color_rgb:parts:actions\ncat:10,20,30::\ndog:40,50,60::\n")
-    words = ["convert", "-i", "coco", "-if", "coco", "-f", "voc", "--", "--label-map", "labels.txt"]
-    here = CliRunner().invoke(cli, [*words[:7], "-o", "here", *words[7:]])
+    words = [
+        "convert",
+        "-i",
+        "coco",
+        "-if",
+        "coco",
+        "-f",
+        "voc",
+        "--engine",
+        "local",
+        "--",
+        "--label-map",
+        "labels.txt",
+    ]
+    here = CliRunner().invoke(cli, [*words[:9], "-o", "here", *words[9:]])
     assert here.exit_code == 0, here.output
-    result = run("submit", "--name", "first try", "--", *words[:7], "-o", "there", *words[7:])
+    result = run("submit", "--name", "first try", "--", *words[:9], "-o", "there", *words[9:])
     assert result.exit_code == 0, result.output
     assert "4 items" in result.stdout
     assert "sending rayds" in result.stderr  # the cluster has none
     assert "sending the plug-in tiny" in result.stderr
     assert "sending labels.txt" in result.stderr
-    assert "--address auto" in result.stdout  # Ray shows the command
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert "cat:10,20,30" in (tmp_path / "there" / "labelmap.txt").read_text()
 
@@ -128,6 +152,40 @@ def test_a_command_runs_as_a_job_with_what_it_needs_and_writes_what_it_writes_he
     assert not any(j["probe"] for j in listed)
     assert "4 items" in run("jobs", "logs", listed[0]["id"]).stdout
     assert listed[0]["id"] in run("jobs", "list").stdout
+
+
+def test_the_documented_way_from_nothing_to_a_finished_job(environment, cluster, monkeypatch, tmp_path):
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    section = text[text.index("### A cluster on your laptop") : text.index("### What submit does")]
+    first, second = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    # The cluster is started by the test, on ports that are free; the options of the page's command must be Ray's.
+    assert {"get-auth-token", "start"} <= set(first.split()) & set(ray_command().commands)
+    start = shlex.split(first.splitlines()[-1])
+    assert start[1:5] == ["RAY_AUTH_MODE=token", "ray", "start", "--head"]
+    ray_command().commands["start"].make_context("start", start[4:])
+
+    (tmp_path / "home" / ".ray").mkdir(parents=True)
+    (tmp_path / "home" / ".ray" / "auth_token").write_text(cluster.token)
+    (tmp_path / "home" / ".ray" / "auth_token").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import_module("demo").make_coco(tmp_path / "coco")
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    job = "JOB"
+    for part in re.split(r"^\$ ", second, flags=re.MULTILINE)[1:]:
+        line, _, wanted = (
+            part.replace("http://127.0.0.1:8265", cluster.url).replace("JOB", job).partition("\n")
+        )
+        result = CliRunner().invoke(cli, shlex.split(line)[1:])
+        assert result.exit_code == 0, result.output
+        assert doctest.OutputChecker().check_output(wanted, result.output, flags), f"{line}\n{result.output}"
+        job = (re.findall(r"rayds-try-\w+", result.output) or [job])[0]
+    local = CliRunner().invoke(
+        cli, ["convert", "-i", "coco", "-f", "rayds", "-o", "here", "--engine", "local"]
+    )
+    assert local.exit_code == 0
+    assert files(tmp_path / "items") == files(tmp_path / "here")
 
 
 def test_a_failed_job_ends_with_its_code_and_the_environment_is_not_shown(run, tmp_path):
@@ -144,11 +202,13 @@ def test_a_failed_job_ends_with_its_code_and_the_environment_is_not_shown(run, t
         assert "hunter2" not in shown
 
 
-def test_bad_usage_that_shows_only_there_is_code_2(run, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "tiny.txt").write_text("a cat 1 2 3 4\n")
-    command = ["convert", "-i", "data", "-f", "tiny", "-o", "out", "--engine", "local", "--read", "nope=1"]
-    assert run("submit", "--", *command).exit_code == 2  # the format is detected there
+def test_bad_usage_that_shows_only_there_is_code_2(jobs, tmp_path):
+    (tmp_path / "job").mkdir()
+    id = jobs.submit(
+        'python -c "raise SystemExit(2)"', Package(tmp_path / "job"), {}, kind="usage", metadata={}
+    )
+    assert "".join(jobs.follow(id)).count("Running entrypoint") == 1
+    assert exit_code(jobs.job(id)) == 2
 
 
 def test_a_typo_sends_nothing(run, jobs):
@@ -276,21 +336,22 @@ def test_a_log_is_followed_over_broken_connections(jobs, cluster, tmp_path):
     assert exit_code(jobs.job(id)) == 0
 
 
-class TestSeveralNodes:
-    """A second node that has a folder of its own under a path that the first has too."""
+@pytest.fixture(scope="module")
+def apart(cluster):
+    """A folder under a path where a second node, started with it, sees another one."""
+    folder = Path("/tmp") / f"rj-apart-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    mount = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {folder} && exec "$@"', "sh"]
+    if subprocess.run([*mount, "true"], capture_output=True).returncode:
+        folder.rmdir()
+        pytest.skip("a node with its own file system needs the right to mount")
+    cluster.add_node(wrapper=mount)
+    yield folder
+    shutil.rmtree(folder)
 
-    @pytest.fixture(scope="class")
-    def apart(self, cluster):
-        """A folder that the second node sees as another one."""
-        folder = Path("/tmp") / f"rj-apart-{uuid.uuid4().hex[:8]}"
-        folder.mkdir()
-        mount = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {folder} && exec "$@"', "sh"]
-        if subprocess.run([*mount, "true"], capture_output=True).returncode:
-            folder.rmdir()
-            pytest.skip("a node with its own file system needs the right to mount")
-        cluster.add_node(wrapper=mount)
-        yield folder
-        shutil.rmtree(folder)
+
+class TestSeveralNodes:
+    """The second node."""
 
     @pytest.fixture(autouse=True)
     def _two(self, apart, jobs, run):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
@@ -120,20 +121,21 @@ def shared(inputs: list[str], outputs: list[str], seconds: float) -> dict[str, A
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     here = ray.get_runtime_context().get_node_id()
+    all_nodes: Any = ray.nodes
 
     def runs_tasks(node: dict[str, Any]) -> bool:
         return bool(node["Alive"] and node["Resources"].get("CPU", 0) >= 1)
 
     end = time.monotonic() + seconds
     # A head without CPUs runs no task: the data is read and written by nodes that may have to start first.
-    nodes = [n["NodeID"] for n in ray.nodes() if runs_tasks(n)]
+    nodes = [n["NodeID"] for n in all_nodes() if runs_tasks(n)]
     waker = None
     while not nodes and time.monotonic() < end:
         waker = waker or ray.remote(num_cpus=1)(os.getpid).remote()  # makes an autoscaler start a node
         time.sleep(1)
-        nodes = [n["NodeID"] for n in ray.nodes() if runs_tasks(n)]
+        nodes = [n["NodeID"] for n in all_nodes() if runs_tasks(n)]
     others = [n for n in nodes if n != here]
     marks = {}
     for path in outputs:

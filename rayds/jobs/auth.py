@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rayds.errors import EngineError, RaydsError, UsageError
+
+if TYPE_CHECKING:
+    from requests import PreparedRequest
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in this order they override an address given to Ray
@@ -180,5 +184,5 @@ def _ask(url: str, headers: Mapping[str, str]) -> tuple[int, str]:
     return answer.status_code, ""
 
 
-def _no_netrc(request: object) -> object:
+def _no_netrc(request: PreparedRequest) -> PreparedRequest:
     return request

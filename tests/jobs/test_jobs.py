@@ -192,10 +192,11 @@ def test_a_failed_job_ends_with_its_code_and_the_environment_is_not_shown(run, t
     (tmp_path / "empty").mkdir()
     (tmp_path / "env").write_text("RAYDS_DEBUG=1\nWORD=hunter2\n")
     command = ["convert", "-i", "empty", "-f", "tiny", "-o", "out", "--engine", "local"]
-    result = run("submit", "--env-file", "env", "--", *command)
+    result = run("submit", "--json", "--env-file", "env", "--", *command)
     assert result.exit_code == 1
+    assert json.loads(result.stdout)["exit_code"] == 1
     assert "dashboard shows" in result.stderr
-    assert "Traceback" in result.stdout  # the job had the variable
+    assert "Traceback" in result.stderr  # the job had the variable
     assert "FAILED" in result.stderr
     id = json.loads(run("jobs", "list", "--json").stdout)[0]["id"]
     for shown in (result.output, run("jobs", "status", "--json", id).output, run("jobs", "logs", id).output):

@@ -203,15 +203,6 @@ def test_a_failed_job_ends_with_its_code_and_the_environment_is_not_shown(run, t
         assert "hunter2" not in shown
 
 
-def test_bad_usage_that_shows_only_there_is_code_2(jobs, tmp_path):
-    (tmp_path / "job").mkdir()
-    id = jobs.submit(
-        'python -c "raise SystemExit(2)"', Package(tmp_path / "job"), {}, kind="usage", metadata={}
-    )
-    assert "".join(jobs.follow(id)).count("Running entrypoint") == 1
-    assert exit_code(jobs.job(id)) == 2
-
-
 def test_a_typo_sends_nothing(run, jobs):
     before = len(jobs.list())
     result = run("submit", "--", "convert", "-f", "coc")
@@ -326,7 +317,9 @@ class Breaking:
 
 def test_a_log_is_followed_over_broken_connections(jobs, cluster, tmp_path):
     between = Breaking(cluster.dashboard)
-    code = "import time\nfor n in range(12): print('line', n, flush=True); time.sleep(0.5)"
+    code = (
+        "import time\nfor n in range(12): print('line', n, flush=True); time.sleep(0.5)\nraise SystemExit(2)"
+    )
     (tmp_path / "job").mkdir()
     id = jobs.submit(f'python -c "{code}"', Package(tmp_path / "job"), {}, kind="lines", metadata={})
     through = Jobs(open_access(between.url, warn=print, note=print))
@@ -334,7 +327,7 @@ def test_a_log_is_followed_over_broken_connections(jobs, cluster, tmp_path):
     between.server.close()
     assert between.broken == 2
     assert [line for line in text.splitlines() if line.startswith("line")] == [f"line {n}" for n in range(12)]
-    assert exit_code(jobs.job(id)) == 0
+    assert exit_code(jobs.job(id)) == 2  # bad usage that shows only there
 
 
 @pytest.fixture(scope="module")

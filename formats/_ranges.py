@@ -13,6 +13,7 @@ import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def _put_together(
     path, read = storage.path(name), reader(storage, name)
     outline = Outline(path, wanted)
     try:
-        end = _walk(marks, found, states, outline, read)
+        end = _walk(marks, found, outline, read)
         last = states[-1]
         if last.depth > 0 or last.in_string:
             raise cut_off(last.in_string, marks.size, path)
@@ -158,12 +159,10 @@ def _put_together(
         marks.error = e
 
 
-def _walk(
-    marks: Marks, found: Sequence[RangeMarks], states: list[State], outline: Outline, read: Read
-) -> int:
+def _walk(marks: Marks, found: Sequence[RangeMarks], outline: Outline, read: Read) -> int:
     """Go through the runs of all ranges in order; returns where the last record ends."""
     end = count = 0
-    for m, state in zip(found, states, strict=False):
+    for m in found:
         if m.error is not None:
             raise m.error
         for i, run in enumerate(m.runs):
@@ -332,7 +331,7 @@ class _RangeScanner(RecordScanner):
         special[later] = self._special(data, base, gaps[later], starts[later], quotes)
         self.last = int(ends[-1])
         bounds = np.unique([0, *np.flatnonzero(special).tolist(), own]).tolist()
-        for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+        for lo, hi in pairwise(bounds):
             self._note(data, base, starts[lo:hi], ends[lo:hi], quotes, bool(special[lo]))
         return
         yield
@@ -369,7 +368,7 @@ class PieceScanner(RecordScanner):
                 break
             yield from self._feed(chunk, at)
             at += len(chunk)
-        if self._count != self.piece.count:
+        if self._count != self.piece.count >= 0:
             raise DataError(
                 f"{self._count} records where there were {self.piece.count} before",
                 file=self.name,

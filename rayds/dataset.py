@@ -27,7 +27,6 @@ from rayds.format import (
     Restart,
     Shard,
     WriteContext,
-    read_shard,
 )
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
@@ -108,7 +107,7 @@ class Dataset:
         made = fmt.ReadOptions.make(options)
         policy = OnError(on_error)
         runner = make_engine(engine) if engine is not None and engine != "auto" else LocalEngine()
-        plan = fmt.plan(files, PlanContext(made, policy, partial(_fold, runner)))
+        plan = fmt.plan(files, PlanContext(made, policy, runner.fold_inputs))
         root = fmt.root(files)
         size = sum(s.size or 0 for s in plan.shards)
 
@@ -117,7 +116,7 @@ class Dataset:
             if isinstance(engine, LocalEngine):
                 ctx.workers = max(1, engine.workers // max(1, len(plan.shards)))
                 ctx.restartable = engine.restartable
-            return engine.source(plan.shards, partial(_read, fmt, ctx))
+            return fmt.source(engine, plan, ctx)
 
         return cls(
             build,
@@ -437,7 +436,7 @@ class Dataset:
                 progress=progress,
             )
 
-        found = self._run(engine)[0]
+        found = make_engine(engine if engine is not None else self._engine, size=self._size)
         if isinstance(found, LocalEngine):
             try:  # nothing is published before the end: readers may go ahead of what they know
                 return run(LocalEngine(found.workers, found.spill_bytes, restartable=True))
@@ -446,29 +445,12 @@ class Dataset:
         return run(found)
 
 
-def _read(fmt: Format, ctx: ReadContext, shard: Shard) -> Iterator[Block]:
-    return read_shard(fmt, shard, ctx)
-
-
 def _expected(fmt: Format, shards: list[Shard], root: Storage) -> Expected | None:
     """The items of all shards: said by them, or estimated."""
     found = [s.items if s.items is not None else fmt.estimate(s, root) for s in shards]
     if None in found:
         return None
     return Expected(sum(n or 0 for n in found), all(s.items is not None for s in shards))
-
-
-def _fold(
-    engine: Engine, inputs: Any, map_fn: Callable[[Any], Any], merge_fn: Callable[[Any, Any], Any]
-) -> Any:
-    """map_fn over plain inputs as engine tasks, results merged in order."""
-    import pickle
-
-    def run(value: Any) -> Iterator[Block]:
-        yield pa.table({"part": pa.array([pickle.dumps(map_fn(value))], pa.binary())})
-
-    blocks = engine.source(list(inputs), run)
-    return engine.fold(blocks, lambda block: pickle.loads(block.column("part")[0].as_py()), merge_fn)
 
 
 def _from_tables(tables: list[pa.Table]) -> Build:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayds.engine.base import Position
+from rayds.engine.base import Blocks, Engine, Position
 from rayds.errors import FormatError, OnError, UnknownNameError
 from rayds.format import (
     Capabilities,
@@ -76,6 +76,11 @@ class Coco(Format):
 
         keep_original_category_ids: bool = option(
             False, help="add dummy labels so that label indexes equal the category ids of the file"
+        )
+        range_size: str = option(
+            "auto",
+            help="read annotation files by byte ranges of this size (64MB) in tasks side by side; none: one task a "
+            "subset; auto: ranges for big files",
         )
 
     @dataclass(frozen=True)
@@ -168,6 +173,30 @@ class Coco(Format):
         from rayds.formats.coco.read import SubsetReader
 
         return SubsetReader(shard, ctx).read()
+
+    def source(self, engine: Engine, plan: Plan, ctx: ReadContext) -> Blocks:
+        parts: list[Blocks] = []
+        whole: list[Shard] = []
+
+        def flush() -> None:
+            if whole:
+                parts.append(super(Coco, self).source(engine, replace(plan, shards=list(whole)), ctx))
+                whole.clear()
+
+        for shard in plan.shards:
+            size, forced = layout.range_size(ctx.options, shard.size or 0, engine)
+            blocks = None
+            if size:
+                from rayds.formats.coco.ranged import read_by_ranges
+
+                blocks = read_by_ranges(engine, shard, ctx, size, plan.found, forced)
+            if blocks is None:
+                whole.append(shard)
+            else:
+                flush()
+                parts.append(blocks)
+        flush()
+        return parts[0] if len(parts) == 1 else engine.chain(parts)
 
     # writing
 
@@ -412,6 +441,9 @@ class CocoResults(Coco):
         from rayds.formats.coco.results import ResultsReader
 
         return ResultsReader(shard, ctx).read()
+
+    def source(self, engine: Engine, plan: Plan, ctx: ReadContext) -> Blocks:
+        return Format.source(self, engine, plan, ctx)  # a bare list is read by one task
 
     def written_tasks(self, options: Any) -> Sequence[str]:
         return self.tasks

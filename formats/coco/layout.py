@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories, PointsCategory
-from rayds.errors import DataError, FormatError
+from rayds.engine.base import Engine
+from rayds.errors import DataError, FormatError, UsageError
+from rayds.formats._ranges import MIN_RANGE
 from rayds.formats._records import RecordScanner, read_tail
 from rayds.listing import Listing
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
@@ -24,6 +26,10 @@ _NAME = re.compile(rf"^({'|'.join(TASKS)})_(.+)\.json$")
 # What of a file name is no part of the item's id: no more than what the writer can tell again.
 EXTENSION = r"([^/])\.[A-Za-z0-9]{1,5}$"
 _HEAD = 1 << 20
+# From these sizes of a subset's annotation files on, they are read by ranges of RANGE bytes.
+LOCAL_RANGES_FROM = 4 << 30
+RAY_RANGES_FROM = 128 << 20
+RANGE = 64 << 20
 _TAIL = 8 << 20
 
 
@@ -62,6 +68,29 @@ def find_subsets(files: Listing, tasks: Sequence[str]) -> tuple[Storage, list[Su
     order = sorted(found, key=lambda s: (not s.startswith("train"), s))
     subsets = [SubsetFiles(s, tuple((t, found[s][t]) for t in TASKS if t in found[s])) for s in order]
     return files.root, subsets
+
+
+def range_size(options: Any, size: int, engine: Engine) -> tuple[int, bool]:
+    """(bytes of the ranges to read a subset by, 0 for none; whether the user said so). size: of its files."""
+    wanted = options.range_size.strip().lower()
+    if wanted == "none":
+        return 0, False
+    if wanted != "auto":
+        return parse_size(wanted), True
+    if engine.name == "local":
+        return (RANGE if size >= LOCAL_RANGES_FROM else 0), False
+    return (RANGE if size >= RAY_RANGES_FROM and engine.cpus > 1 else 0), False
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a text like 64MB, 512kB, 1GiB or 4096; raises UsageError for another."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?", text.strip().lower())
+    n = float(match.group(1)) * 1024 ** " kmg".index(match.group(2) or " ") if match else 0
+    if n < MIN_RANGE:
+        raise UsageError(
+            f"the range size {text!r} is none; write a size like 64MB (at least {MIN_RANGE} bytes), auto or none"
+        )
+    return int(n)
 
 
 def is_list(storage: Storage, name: str) -> bool:

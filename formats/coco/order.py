@@ -20,7 +20,7 @@ _ESCAPED_ASCII = re.compile(rb"\\u00[567]")
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Numbers:
     """Some numbers in the order of their records.
 
     rising: each is greater than the one before; level: or equal; unique: no two are equal. turn: the place (byte) of the
@@ -37,7 +37,7 @@ class Sequence:
     turn: int = -1
 
     @classmethod
-    def of(cls, values: Ints, places: Ints) -> Sequence:
+    def of(cls, values: Ints, places: Ints) -> Numbers:
         """That of one number or more."""
         step = np.diff(values)
         rising, level = bool((step > 0).all()), bool((step >= 0).all())
@@ -53,11 +53,11 @@ class Sequence:
             int(places[other[0]]) if len(other) else -1,
         )
 
-    def merge(self, later: Sequence, at: int) -> Sequence:
+    def merge(self, later: Numbers, at: int) -> Numbers:
         """That of these numbers and later ones, whose first record is at a place."""
         turn = self.turn if self.turn >= 0 else at if later.first != self.first else later.turn
         apart = self.high < later.low or later.high < self.low
-        return Sequence(
+        return Numbers(
             self.first,
             later.last,
             min(self.low, later.low),
@@ -77,8 +77,8 @@ class Order:
     """
 
     at: int
-    ids: Sequence | None
-    images: Sequence | None
+    ids: Numbers | None
+    images: Numbers | None
 
     def merge(self, later: Order) -> Order:
         """The order of these records and the ones after them."""
@@ -95,7 +95,7 @@ def order_of(records: Records, quotes: Ints) -> Order:
         return Order(at, None, None)
     braces = _inner_braces(records, quotes)
     found = [plain_integers(records, quotes, braces, key) for key in (b"id", b"image_id")]
-    ids, images = (None if v is None else Sequence.of(v, places) for v in found)
+    ids, images = (None if v is None else Numbers.of(v, places) for v in found)
     return Order(at, ids, images)
 
 

@@ -96,7 +96,11 @@ class LocalEngine(Engine):
 
         return LocalBlocks(make)
 
-    def by_number(self, blocks: LocalBlocks, column: str, n: int) -> LocalBlocks:
+    @property
+    def cpus(self) -> int:
+        return self.workers
+
+    def by_number(self, blocks: LocalBlocks, column: str, n: int, fn: Stage | None = None) -> LocalBlocks:
         def make() -> Iterator[Block]:
             with tempfile.TemporaryDirectory(prefix="rayds-") as folder:
                 store = _Partitions(n, Path(folder), self.spill_bytes)
@@ -104,7 +108,7 @@ class LocalEngine(Engine):
                     store.add(block, block.column(column).fill_null(0).to_numpy())
                 yield from store.tables()
 
-        return LocalBlocks(make)
+        return LocalBlocks(make) if fn is None else self.map(LocalBlocks(make), fn)
 
     def fold(
         self, blocks: LocalBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]

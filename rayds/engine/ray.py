@@ -160,14 +160,24 @@ class RayEngine(Engine):
             shuffled = RayBlocks(numbered.dataset.repartition(n, keys=list(keys)), n, blocks.size)
         return self._map(shuffled, _bounded(_keyed(list(keys), guarded(fn)), fn, self.retries))
 
-    def by_number(self, blocks: RayBlocks, column: str, n: int) -> RayBlocks:
-        del n
+    @property
+    def cpus(self) -> int:
+        with self._planning():
+            return int(self._cpus())
+
+    def by_number(self, blocks: RayBlocks, column: str, n: int, fn: Stage | None = None) -> RayBlocks:
         numbered = self._map(blocks, _numbered())
         if numbered.dataset is None:
             return numbered
         with self._planning():
-            ordered = numbered.dataset.sort([column, _TASK, _ROW])
-        return self._map(RayBlocks(ordered, blocks.shards, blocks.size), _unnumbered)
+            # With boundaries, which split by the first column only, all rows of a number come to one block.
+            parts = min(n, self._partitions(blocks)) if fn else 0
+            boundaries = [n * i // parts - 0.5 for i in range(1, parts)] or None
+            if fn and not boundaries:
+                boundaries = [n - 0.5]  # none at all would mean: choose some
+            ordered = numbered.dataset.sort([column, _TASK, _ROW], boundaries=boundaries)  # type: ignore[arg-type]
+        made = self._map(RayBlocks(ordered, blocks.shards, blocks.size), _unnumbered)
+        return self.map(made, fn) if fn else made
 
     def fold(
         self, blocks: RayBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]

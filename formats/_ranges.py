@@ -40,9 +40,8 @@ _SAMPLE = 1 << 20  # of a range, to guess its state from
 _BEYOND = 64 << 10  # first bytes read past a range's end, to finish its last record
 
 Read = Callable[[int, int], bytes]
-# Something to know of some consecutive records: made of them and the places of the quotation marks (in the data);
-# it needs a method merge(later).
-Look = Callable[[Records, Index], Any]
+# Makes something to know of some consecutive records (with marks), which has a method merge(later).
+Look = Callable[[Records], Any]
 Fold = Callable[[Sequence[Any], Callable[[Any], Any], Callable[[Any, Any], Any]], Any]
 
 
@@ -340,8 +339,10 @@ class _RangeScanner(RecordScanner):
         seen = None
         if self.look:
             lo, hi = np.searchsorted(quotes, (starts[0], ends[-1]))
-            records = Records("", data, starts - base, ends - base, base, np.zeros(0, np.int64), 0)
-            seen = self.look(records, quotes[lo:hi] - base)
+            none = np.zeros(0, np.int64)
+            seen = self.look(
+                Records("", data, starts - base, ends - base, base, none, 0, quotes[lo:hi] - base)
+            )
         run = Run(int(starts[0]), int(ends[-1]), len(starts), seen)
         if new:
             self.runs.append(run)
@@ -354,9 +355,9 @@ class _RangeScanner(RecordScanner):
 class PieceScanner(RecordScanner):
     """The records of a piece: whole records of one section with commas between, at some place of a file."""
 
-    def __init__(self, read: Read, name: str, piece: Run, section: str, window: int = WINDOW) -> None:
-        super().__init__(None, name, (section,), window=window)  # type: ignore[arg-type]
-        self.read, self.piece, self.section = read, piece, section
+    def __init__(self, read: Read, name: str, piece: Run, section: str, marks: bool = False) -> None:
+        super().__init__(None, name, (section,))  # type: ignore[arg-type]
+        self.read, self.piece, self.section, self.marks = read, piece, section, marks
         self._depth, self._pending_at = self._record_depth - 1, piece.start
 
     def records(self) -> Iterator[Records]:
@@ -369,17 +370,26 @@ class PieceScanner(RecordScanner):
             yield from self._feed(chunk, at)
             at += len(chunk)
         if self._count != self.piece.count >= 0:
-            raise DataError(
-                f"{self._count} records where there were {self.piece.count} before",
-                file=self.name,
-                place=f"bytes {self.piece.start} to {self.piece.end}",
-                remedy="The file was changed while it was read: run again",
-            )
+            raise file_changed(self.name, self.piece)
 
     def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
         inner = np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)
-        yield Records(self.section, data, starts - base, ends - base, base, inner, self._count)
+        made = Records(self.section, data, starts - base, ends - base, base, inner, self._count)
+        if self.marks:
+            lo, hi = np.searchsorted(quotes, (starts[0], ends[-1]))
+            made.marks = quotes[lo:hi] - base
+        yield made
         self._count += len(starts)
+
+
+def file_changed(name: str, run: Run) -> DataError:
+    """The error of records that are not what they were when the file was scanned."""
+    return DataError(
+        "the records are not what they were a moment before",
+        file=name,
+        place=f"bytes {run.start} to {run.end}",
+        remedy="The file was changed while it was read: run again",
+    )
 
 
 def whole_files(storage: Storage) -> str | None:

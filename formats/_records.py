@@ -36,7 +36,8 @@ class Records:
     """Some consecutive records of one section.
 
     data: bytes whose i-th record is data[starts[i]:ends[i]]; base: place of data[0] in the file;
-    quotes: number of (unescaped) quotation marks in each record; first: running number of the first.
+    quotes: number of (unescaped) quotation marks in each record; first: running number of the first. marks: the places
+    of these marks in data, from a scanner that was asked for them.
     """
 
     section: str
@@ -46,6 +47,7 @@ class Records:
     base: int
     quotes: Index
     first: int
+    marks: Index | None = None
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -87,24 +87,30 @@ class Order:
         return Order(self.at, ids, images)
 
 
-def order_of(records: Records, quotes: Ints) -> Order:
-    """The order of some records; quotes: the places in the data of all their quotation marks that are not escaped."""
+def order_of(records: Records) -> Order:
+    """The order of some records, which come with their marks."""
     places = records.base + records.starts
     at = int(places[0])
     if _ESCAPED_ASCII.search(records.data[records.starts[0] : records.ends[-1]]):
         return Order(at, None, None)
-    braces = _inner_braces(records, quotes)
-    found = [plain_integers(records, quotes, braces, key) for key in (b"id", b"image_id")]
+    braces = _inner_braces(records)
+    found = [_plain_integers(records, braces, key) for key in (b"id", b"image_id")]
     ids, images = (None if v is None else Numbers.of(v, places) for v in found)
     return Order(at, ids, images)
 
 
-def plain_integers(
-    records: Records, quotes: Ints, braces: tuple[Ints, Ints] | None, key: bytes
-) -> Ints | None:
+def plain_ids(records: Records) -> Ints | None:
+    """The id of each record; None when not every record surely has one."""
+    if _ESCAPED_ASCII.search(records.data[records.starts[0] : records.ends[-1]]):
+        return None
+    return _plain_integers(records, _inner_braces(records), b"id")
+
+
+def _plain_integers(records: Records, braces: tuple[Ints, Ints] | None, key: bytes) -> Ints | None:
     """The value of a key in each record, when every record surely has it once, as a plain integer; else None."""
+    quotes = records.marks
     data, starts, ends = records.data, records.starts, records.ends
-    if not len(quotes):
+    if quotes is None or not len(quotes):
         return None
     at = np.flatnonzero(np.diff(quotes) == len(key) + 1)
     for k, c in enumerate(key):
@@ -138,7 +144,7 @@ def _skip_spaces(data: npt.NDArray[np.uint8], at: Ints) -> Ints:
     return at
 
 
-def _inner_braces(records: Records, quotes: Ints) -> tuple[Ints, Ints] | None:
+def _inner_braces(records: Records) -> tuple[Ints, Ints] | None:
     """(places of the braces outside strings, depth before each and after the last); None where no record has inner ones."""
     data, starts, ends = records.data, records.starts, records.ends
     lo = int(starts[0])
@@ -147,7 +153,7 @@ def _inner_braces(records: Records, quotes: Ints) -> tuple[Ints, Ints] | None:
         return None
     kinds = data[found]
     found = found[(kinds == ord("{")) | (kinds == ord("}"))]
-    found = found[np.searchsorted(quotes, found) % 2 == 0]
+    found = found[np.searchsorted(records.marks, found) % 2 == 0]
     return found, np.append(0, np.cumsum(np.where(data[found] == ord("{"), 1, -1)))
 
 

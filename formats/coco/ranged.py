@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.engine.base import Block, Blocks, Engine
-from rayds.errors import DataError, OnError
+from rayds.errors import OnError
 from rayds.format import ReadContext, Shard, read_checked
-from rayds.formats._ranges import PieceScanner, Run, find_marks, reader, whole_files
+from rayds.formats._ranges import PieceScanner, Run, file_changed, find_marks, reader, whole_files
 from rayds.formats.coco.items import SPATIAL, Assembly, Ints, part_of, skeleton_errors, stranger_errors
 from rayds.formats.coco.layout import SECTIONS, TASKS
 from rayds.formats.coco.merge import SOURCES, Grouping, ascending
@@ -141,15 +141,12 @@ class RangeReader:
                 return self.table(lo, min(lo + size, span.hi), *grouping.bucket(sent))
 
             for made, item in self.placed(span.source, ctx) if span.source else ():
+                assert span.source is not None
                 if not len(item):
                     continue
                 if item[0] < span.lo + sent * size or item[-1] >= span.hi or np.any(item[1:] < item[:-1]):
-                    raise DataError(
-                        "annotations are in another order than before",
-                        file=ctx.root.path(span.source.name) if span.source else None,
-                        remedy="The file was changed while it was read: run again",
-                    )
-                grouping.add(made.rows, item - span.lo, TASKS.index(span.source.task) if span.source else 0)
+                    raise file_changed(ctx.root.path(span.source.name), span.source.run)
+                grouping.add(made.rows, item - span.lo, TASKS.index(span.source.task))
                 while sent < (int(item[-1]) - span.lo) // size:
                     yield block()
                     sent += 1

@@ -13,14 +13,13 @@ import pyarrow as pa
 
 from rayds.engine.base import Block, Engine
 from rayds.errors import DataError
-from rayds.formats._ranges import PieceScanner, reader
-from rayds.formats.coco.checks import BROKEN, checked_json, integers
+from rayds.formats._ranges import PieceScanner, file_changed, reader
 from rayds.formats.coco.items import Ints, id_twice, repeated_ids
+from rayds.formats.coco.order import plain_ids
 from rayds.formats.coco.rows import NO_ID, Rows
-from rayds.sql import query, text_column
 from rayds.storage import Storage
 
-_BYTES = 16  # of an id and its place
+_BYTES = 24  # of an id, its file and its place
 _PARTITION = 64 << 20
 _NOWHERE = -1
 
@@ -44,19 +43,24 @@ def find_repeated(
     """
     numbered = [s for s in sources if s.task != "panoptic"]
     sure = all(s.run.seen.ids is not None for s in numbered)
-    found = Repeated()
-    for task, group in groupby(numbered, key=lambda s: s.task):
-        own = list(group)
-        if sure and (_apart(own) or not len(_exchange(engine, own, partial(_plain_ids, root))[0])):
-            continue
-        # Records that are bad for another reason take no part: parse them all.
-        later, places, largest = _exchange(engine, own, partial(_good_ids, parse))
-        found.largest = max(found.largest, largest)
-        if len(later):
+    files = [list(group) for _, group in groupby(numbered, key=lambda s: s.file)]
+    if sure:
+        unsure = [s for own in files if not _apart(own) for s in own]
+        again = set(_exchange(engine, unsure, partial(_plain_ids, root))[0].tolist()) if unsure else set()
+        files = [own for own in files if own[0].file in again]
+    # Records that are bad for another reason take no part: parse them all.
+    exact = [s for own in files for s in own]
+    if not exact:
+        return Repeated()
+    file, ids, places, largest = _exchange(engine, exact, partial(_good_ids, parse))
+    found = Repeated(largest=largest)
+    for own in files:
+        mine = np.flatnonzero(file == own[0].file)
+        if len(mine):
+            order = mine[np.lexsort((places[mine], ids[mine]))]
             path = root.path(own[0].name)
-            order = np.lexsort((places, later))
-            found.errors += [id_twice(int(later[k]), int(places[k]), path) for k in order]
-            found.exclude[task] = frozenset(places.tolist())
+            found.errors += [id_twice(int(ids[k]), int(places[k]), path) for k in order]
+            found.exclude[own[0].task] = frozenset(places[mine].tolist())
     return found
 
 
@@ -68,46 +72,45 @@ def _apart(sources: Sequence[Any]) -> bool:
 
 def _exchange(
     engine: Engine, sources: list[Any], read: Callable[[Any], Iterator[Block]]
-) -> tuple[Ints, Ints, int]:
-    """(ids that occur again, places of these records, the largest id)."""
+) -> tuple[Ints, Ints, Ints, int]:
+    """(file, id and place of the records whose id an earlier one of their file has, the largest id)."""
     n = sum(s.run.count for s in sources)
     partitions = max(engine.cpus, -(-n * _BYTES // _PARTITION))
-    blocks = engine.by_key(engine.source(sources, read), ["id"], _again, partitions)
-    table = pa.concat_tables([_ids(np.zeros(0, np.int64), np.zeros(0, np.int64)), *engine.iterate(blocks)])
-    ids, places = table.column("id").to_numpy(), table.column("place").to_numpy()
+    blocks = engine.by_key(engine.source(sources, read), ["file", "id"], _again, partitions)
+    none = np.zeros(0, np.int64)
+    table = pa.concat_tables([_ids(0, none, none), *engine.iterate(blocks)])
+    file, ids, places = (table.column(c).to_numpy() for c in ("file", "id", "place"))
     later = places != _NOWHERE
-    return ids[later], places[later], int(ids.max(initial=0))
+    return file[later], ids[later], places[later], int(ids.max(initial=0))
 
 
-def _ids(ids: Ints, places: Ints) -> Block:
-    return pa.table({"id": ids, "place": places})
+def _ids(file: int, ids: Ints, places: Ints) -> Block:
+    return pa.table({"file": np.full(len(ids), file), "id": ids, "place": places})
 
 
 def _again(block: Block) -> Block:
     """The repeated ids of a block, and its largest one."""
-    ids, places = block.column("id").to_numpy(), block.column("place").to_numpy()
-    later = repeated_ids(ids, places)
-    return _ids(np.append(ids[later], ids.max()), np.append(places[later], _NOWHERE))
+    files, ids, places = (block.column(c).to_numpy() for c in ("file", "id", "place"))
+    tables = [_ids(0, ids.max(keepdims=True), np.array([_NOWHERE]))]
+    for file in np.unique(files).tolist():
+        mine = files == file
+        later = repeated_ids(ids[mine], places[mine])
+        tables.append(_ids(file, ids[mine][later], places[mine][later]))
+    return pa.concat_tables(tables)
 
 
 def _good_ids(parse: Callable[[Any], Iterator[Rows]], source: Any) -> Iterator[Block]:
     """Ids and places of the good records that have an id."""
     for made in parse(source):
         own = made.ids > NO_ID
-        yield _ids(made.ids[own], made.places[own])
+        yield _ids(source.file, made.ids[own], made.places[own])
 
 
 def _plain_ids(root: Storage, source: Any) -> Iterator[Block]:
-    """Ids and places of records that all have an id."""
-    path = root.path(source.name)
-    for records in PieceScanner(reader(root, source.name), path, source.run, "annotations").records():
-        texts, number = records.texts(), np.arange(len(records))
-        sql = """SELECT from_json(j, '{"id":"DOUBLE"}').id AS id FROM t"""
-        try:
-            found = query(sql, t=pa.table({"j": texts}))
-        except BROKEN:
-            texts, number = checked_json(records, path, [])
-            found = query(sql, t=pa.table({"j": texts}))
-        ids = integers(text_column(found, "id"), texts, "id")[0]
-        own = ids.is_valid().to_numpy(zero_copy_only=False)
-        yield _ids(ids.filter(pa.array(own)).to_numpy(), (records.base + records.starts[number])[own])
+    """Ids and places of records that surely all have an id."""
+    path, read = root.path(source.name), reader(root, source.name)
+    for records in PieceScanner(read, path, source.run, "annotations", marks=True).records():
+        ids = plain_ids(records)
+        if ids is None:
+            raise file_changed(path, source.run)
+        yield _ids(source.file, ids, records.base + records.starts)

@@ -38,6 +38,7 @@ from rayds.engine._ray_io import (
     dumps,
     loads,
     start_positions,
+    unions_in_turn,
 )
 from rayds.engine.base import Block, Engine, Stage, Writer, guarded
 from rayds.errors import EngineError
@@ -106,6 +107,7 @@ class RayEngine(Engine):
         if len(some) < 2:
             return some[0] if some else RayBlocks(None)
         first, *others = [p.dataset for p in some if p.dataset is not None]
+        unions_in_turn()
         with self._planning():
             dataset = first.union(*others)
         sizes = [p.size for p in some]
@@ -176,8 +178,11 @@ class RayEngine(Engine):
             if fn and not boundaries:
                 boundaries = [n - 0.5]  # none at all would mean: choose some
             ordered = numbered.dataset.sort([column, _TASK, _ROW], boundaries=boundaries)  # type: ignore[arg-type]
-        made = self._map(RayBlocks(ordered, blocks.shards, blocks.size), _unnumbered)
-        return self.map(made, fn) if fn else made
+        sorted_ = RayBlocks(ordered, blocks.shards, blocks.size)
+        if fn is None:
+            return self._map(sorted_, _unnumbered)
+        # One stage, not two: between stages Ray Data cuts big blocks.
+        return self._map(sorted_, _bounded(_numbered_stage(guarded(fn)), fn, self.retries))
 
     def fold(
         self, blocks: RayBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]
@@ -417,6 +422,11 @@ def _numbered() -> Stage:
 
 def _unnumbered(block: Block) -> Block:
     return block.drop_columns([_TASK, _ROW])
+
+
+def _numbered_stage(stage: Stage) -> Stage:
+    """The stage over blocks that still have their rows' places."""
+    return lambda block: stage(_unnumbered(block))
 
 
 def _keyed(keys: list[str], stage: Stage) -> Stage:

@@ -331,6 +331,10 @@ class RecordScanner:
         """The skeleton's text up to the last whole record: JSON without its end."""
         return self._outline.text()
 
+    def place_in_section(self) -> int | None:
+        """Where the last whole record ends, when that is in a wanted section."""
+        return None if self._outline.section is None else self._pending_at
+
     def _finish(self, size: int) -> None:
         if self._open is not None or self._depth > 0 or self._in_string:
             raise cut_off(self._in_string, size, self.name)

@@ -127,11 +127,12 @@ class PlanContext:
     options: Any
     on_error: OnError = OnError.RAISE
     fold: Callable[[Sequence[Any], Callable[[Any], Any], Callable[[Any, Any], Any]], Any] = lambda i, m, r: (
-        _plain_fold(i, m, r)
+        plain_fold(i, m, r)
     )
 
 
-def _plain_fold(inputs: Sequence[Any], map_fn: Callable[[Any], T], merge_fn: Callable[[T, T], T]) -> T | None:
+def plain_fold(inputs: Sequence[Any], map_fn: Callable[[Any], T], merge_fn: Callable[[T, T], T]) -> T | None:
+    """map_fn over inputs, one after the other, results merged in order; None for no inputs."""
     result: T | None = None
     for i, value in enumerate(inputs):
         result = map_fn(value) if i == 0 else merge_fn(result, map_fn(value))  # type: ignore[arg-type]

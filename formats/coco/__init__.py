@@ -30,6 +30,7 @@ from rayds.format import (
     WriteContext,
 )
 from rayds.formats.coco import layout
+from rayds.formats.coco.top import peek
 from rayds.listing import Listing
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import AnnotationType as T
@@ -136,12 +137,13 @@ class Coco(Format):
         return self.subsets(files)[0]
 
     def plan(self, files: Listing, ctx: PlanContext) -> Plan:
+        layout.range_size(ctx.options, 0, None)  # a mistake in it is told now
         storage, subsets = self.subsets(files)
         tops: list[tuple[str, dict[str, Any]]] = []
         infos: dict[str, Any] = {}
         for s in subsets:
             for task, file in s.files:
-                top = layout.peek(storage, file, ctx.on_error is not OnError.RAISE)
+                top = peek(storage, file, ctx.on_error is not OnError.RAISE, ctx.fold)
                 tops.append((storage.path(file), top))
                 rest = {k: v for k, v in top.items() if k not in ("categories", *layout.SECTIONS)}
                 infos.setdefault(s.subset, {})[task] = {"top": rest}
@@ -420,7 +422,7 @@ class CocoResults(Coco):
         if truth is not None:
             if not truth.file:
                 raise FormatError(f"{truth.root.url}: ground-truth is the path of one annotation file")
-            categories = layout.join_categories([(truth.file, layout.peek(truth.root, truth.file))], False)
+            categories = layout.join_categories([(truth.file, peek(truth.root, truth.file))], False)
         else:
             ids = ctx.fold(names, partial(category_numbers, files.root), lambda a, b: a | b)
             categories = made_categories(ids or set())

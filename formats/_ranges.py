@@ -322,9 +322,9 @@ class _RangeScanner(RecordScanner):
         own = int(np.searchsorted(starts, self.end))
         starts, ends = starts[:own], ends[:own]
         if not own:
-            return
+            return iter(())
         first = self.last is None
-        gaps = np.append(starts[0] if first else self.last, ends[:-1])
+        gaps = np.append(int(starts[0]) if self.last is None else self.last, ends[:-1])
         special = np.append(first, np.zeros(own - 1, bool))
         later = slice(1, None) if first else slice(None)
         special[later] = self._special(data, base, gaps[later], starts[later], quotes)
@@ -332,8 +332,7 @@ class _RangeScanner(RecordScanner):
         bounds = np.unique([0, *np.flatnonzero(special).tolist(), own]).tolist()
         for lo, hi in pairwise(bounds):
             self._note(data, base, starts[lo:hi], ends[lo:hi], quotes, bool(special[lo]))
-        return
-        yield
+        return iter(())
 
     def _note(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index, new: bool) -> None:
         seen = None

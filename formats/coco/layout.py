@@ -23,8 +23,9 @@ _NAME = re.compile(rf"^({'|'.join(TASKS)})_(.+)\.json$")
 # What of a file name is no part of the item's id: no more than what the writer can tell again.
 EXTENSION = r"([^/])\.[A-Za-z0-9]{1,5}$"
 # From these sizes of a subset's annotation files on, they are read by ranges of RANGE bytes.
-LOCAL_RANGES_FROM = 2 << 30
-RAY_RANGES_FROM = 128 << 20
+RANGES_FROM = 2 << 30
+# On a cluster of many CPUs already from this size on: one task would keep them waiting.
+MANY_CPUS, MANY_RANGES_FROM = 8, 256 << 20
 RANGE = 64 << 20
 
 
@@ -72,9 +73,10 @@ def range_size(options: Any, size: int, engine: Engine | None) -> tuple[int, boo
         return 0, False
     if wanted != "auto":
         return parse_size(wanted), True
-    if engine is None or engine.name == "local":
-        return (RANGE if size >= LOCAL_RANGES_FROM else 0), False
-    return (RANGE if size >= RAY_RANGES_FROM and engine.cpus > 1 else 0), False
+    if engine is None or size < MANY_RANGES_FROM:
+        return 0, False
+    many = engine.name != "local" and engine.cpus >= MANY_CPUS
+    return (RANGE if many or size >= RANGES_FROM else 0), False
 
 
 def parse_size(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +92,7 @@ def order_of(records: Records) -> Order:
     """The order of some records, which come with their marks."""
     places = records.base + records.starts
     at = int(places[0])
-    if _ESCAPED_ASCII.search(records.data[records.starts[0] : records.ends[-1]]):
+    if _has_escaped_ascii(records):
         return Order(at, None, None)
     braces = _inner_braces(records)
     found = [_plain_integers(records, braces, key) for key in (b"id", b"image_id")]
@@ -99,9 +100,14 @@ def order_of(records: Records) -> Order:
     return Order(at, ids, images)
 
 
+def _has_escaped_ascii(records: Records) -> bool:
+    text: Any = records.data[records.starts[0] : records.ends[-1]]
+    return _ESCAPED_ASCII.search(text) is not None
+
+
 def plain_ids(records: Records) -> Ints | None:
     """The id of each record; None when not every record surely has one."""
-    if _ESCAPED_ASCII.search(records.data[records.starts[0] : records.ends[-1]]):
+    if _has_escaped_ascii(records):
         return None
     return _plain_integers(records, _inner_braces(records), b"id")
 
@@ -153,6 +159,7 @@ def _inner_braces(records: Records) -> tuple[Ints, Ints] | None:
         return None
     kinds = data[found]
     found = found[(kinds == ord("{")) | (kinds == ord("}"))]
+    assert records.marks is not None
     found = found[np.searchsorted(records.marks, found) % 2 == 0]
     return found, np.append(0, np.cumsum(np.where(data[found] == ord("{"), 1, -1)))
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -271,9 +271,7 @@ def _unfit(files: Sequence[MarkedFile], ctx: ReadContext) -> str | None:
             if ctx.on_error is OnError.RAISE and file.marks.error is not None and file is files[0]:
                 raise file.marks.error
             return str(error)
-        changes = [
-            b.section for a, b in pairwise([None, *file.marks.pieces]) if a is None or a.section != b.section
-        ]
+        changes = [section for section, _ in groupby(file.marks.pieces, key=lambda p: p.section)]
         if len(set(changes)) < len(changes):
             return f"{file.name}: a section occurs twice"
     return None

@@ -253,7 +253,7 @@ def unions_in_turn() -> None:
     """
     from ray.data._internal.execution.operators.union_operator import UnionOperator
 
-    UnionOperator._try_round_robin = _pass_on_in_turn  # type: ignore[method-assign]
+    UnionOperator._try_round_robin = _pass_on_in_turn  # type: ignore[method-assign, assignment]
 
 
 def _pass_on_in_turn(union: Any) -> None:

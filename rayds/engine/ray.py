@@ -40,6 +40,7 @@ from rayds.engine._ray_io import (
     start_positions,
     unions_in_turn,
 )
+from rayds.engine._ray_parts import PART, by_part, unpacked, with_part
 from rayds.engine.base import Block, Engine, Stage, Writer, guarded
 from rayds.errors import EngineError
 from rayds.schema import empty_table
@@ -168,21 +169,26 @@ class RayEngine(Engine):
             return int(self._cpus())
 
     def by_number(self, blocks: RayBlocks, column: str, n: int, fn: Stage | None = None) -> RayBlocks:
+        if blocks.dataset is None:
+            return blocks
         numbered = self._map(blocks, _numbered())
-        if numbered.dataset is None:
-            return numbered
-        with self._planning():
-            # With boundaries, which split by the first column only, all rows of a number come to one block.
-            parts = min(n, self._partitions(blocks)) if fn else 0
-            boundaries = [n * i // parts - 0.5 for i in range(1, parts)] or None
-            if fn and not boundaries:
-                boundaries = [n - 0.5]  # none at all would mean: choose some
-            ordered = numbered.dataset.sort([column, _TASK, _ROW], boundaries=boundaries)  # type: ignore[arg-type]
-        sorted_ = RayBlocks(ordered, blocks.shards, blocks.size)
+        assert numbered.dataset is not None
         if fn is None:
-            return self._map(sorted_, _unnumbered)
-        # One stage, not two: between stages Ray Data cuts big blocks.
-        return self._map(sorted_, _bounded(_numbered_stage(guarded(fn)), fn, self.retries))
+            with self._planning():
+                ordered = numbered.dataset.sort([column, _TASK, _ROW])
+            return self._map(RayBlocks(ordered, blocks.shards, blocks.size), _unnumbered)
+        # A sort cuts its results anywhere; what is partitioned by keys stays whole, but in no order. So rows are brought
+        # together by part (some numbers that follow one another), and what fn makes of each part is put in order.
+        with self._planning():
+            parts = min(n, 4 * self._partitions(blocks))  # small ones: several may meet in a partition
+            marked = self._map(numbered, with_part(column, n, parts))
+            assert marked.dataset is not None
+            together = RayBlocks(marked.dataset.repartition(parts, keys=[PART]), parts, blocks.size)
+            stage = _bounded(by_part([column, _TASK, _ROW], guarded(fn)), fn, self.retries)
+            packed = self._map(together, stage)
+            assert packed.dataset is not None
+            in_order = RayBlocks(packed.dataset.sort(PART), parts, blocks.size)
+        return self._map(in_order, unpacked)
 
     def fold(
         self, blocks: RayBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]
@@ -422,11 +428,6 @@ def _numbered() -> Stage:
 
 def _unnumbered(block: Block) -> Block:
     return block.drop_columns([_TASK, _ROW])
-
-
-def _numbered_stage(stage: Stage) -> Stage:
-    """The stage over blocks that still have their rows' places."""
-    return lambda block: stage(_unnumbered(block))
 
 
 def _keyed(keys: list[str], stage: Stage) -> Stage:

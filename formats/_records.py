@@ -36,7 +36,8 @@ class Records:
     """Some consecutive records of one section.
 
     data: bytes whose i-th record is data[starts[i]:ends[i]]; base: place of data[0] in the file;
-    quotes: number of (unescaped) quotation marks in each record; first: running number of the first.
+    quotes: number of (unescaped) quotation marks in each record; first: running number of the first. marks: the places
+    of these marks in data, from a scanner that was asked for them.
     """
 
     section: str
@@ -46,6 +47,7 @@ class Records:
     base: int
     quotes: Index
     first: int
+    marks: Index | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -74,6 +76,90 @@ def _between(starts: Index, ends: Index) -> Index:
     return every
 
 
+class Outline:
+    """Which section the records belong to that come next, told by what stands between records; and the skeleton."""
+
+    def __init__(self, name: str, wanted: Sequence[str], bare: bool = False) -> None:
+        self.name, self.wanted, self.bare = name, wanted, bare
+        self.section: str | None = None  # of the next records; None: not wanted
+        self._key: str | None = None  # the last top-level key
+        self._brackets = 0  # open around the records of it
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def enter(self, gap: bytes, at: int) -> None:
+        """Take up the gap before a record where there is more than a comma: keys, brackets, other values."""
+        if self.section is not None and not gap.lstrip().startswith(b"]"):
+            text = gap[:40].decode(errors="replace")
+            raise DataError(
+                f"expected one comma between records, found {text!r}", file=self.name, place=f"byte {at}"
+            )
+        self.keep(gap)
+        last = b'""'
+        for token in _TOKEN.findall(gap):
+            if token == b"[":
+                self._brackets += 1
+            elif token == b"]":
+                self._brackets -= 1
+            elif token == b":":
+                if self._brackets == 0:
+                    self._key = _text(last)
+            else:
+                last = token
+        wanted = self._brackets == 1 and (self.bare or self._key in self.wanted)
+        self.section = (self._key or "") if wanted else None
+        if self.bare and not wanted and len(self._parts) == 1:
+            raise DataError("a JSON list of objects was expected at top level", file=self.name)
+
+    def make_room(self, n: int) -> None:
+        """Raise DataError when n more bytes would make the skeleton too big to be held."""
+        if self._size + n > MAX_SKELETON:
+            raise DataError(f"more than {MAX_SKELETON >> 20} MiB outside the records", file=self.name)
+
+    def keep(self, part: bytes) -> None:
+        """Add a part to the skeleton."""
+        self.make_room(len(part))
+        self._size += len(part)
+        self._parts.append(part)
+
+    def text(self) -> bytes:
+        """The skeleton so far."""
+        return b"".join(self._parts)
+
+    def parsed(self) -> dict[str, Any]:
+        """The skeleton of a whole file as JSON; raises DataError when it is none."""
+        text = self.text()
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise DataError(
+                f"not valid JSON ({e})" if text.strip() else "the file is empty",
+                file=self.name,
+                remedy="Repair it",
+            ) from e
+        if isinstance(found, dict):
+            return found
+        if not self.bare:
+            raise DataError("a JSON object was expected at top level", file=self.name)
+        return {}
+
+
+def cut_off(in_string: bool, size: int, name: str) -> DataError:
+    """The error of a file of `size` bytes that ends too early."""
+    what = "a string" if in_string else "an object"
+    return DataError(
+        f"the file is cut off inside {what}",
+        file=name,
+        place=f"byte {size}",
+        remedy="Copy or download it again",
+    )
+
+
+def empty_file(name: str) -> DataError:
+    """The error of a file without a byte."""
+    return DataError("the file is empty", file=name, remedy="Restore the file")
+
+
 @dataclass
 class RecordScanner:
     """Scans one file. After `records()` is exhausted, `skeleton` holds all but the wanted records.
@@ -93,11 +179,7 @@ class RecordScanner:
         self._depth = 0  # of braces
         self._in_string = False
         self._escaped = False  # the next byte is escaped
-        self._section: str | None = None
-        self._key: str | None = None  # the last top-level key
-        self._brackets = 0  # open around the records of it
-        self._parts: list[bytes] = []
-        self._skeleton_size = 0
+        self._outline = Outline(self.name, self.wanted, self.bare)
         self._count = 0
         self._pending = b""  # from the end of the last whole record on
         self._pending_at = 0  # its place in the file
@@ -110,17 +192,21 @@ class RecordScanner:
         at = 0
         first = True
         while chunk := self.file.read(self.window):
-            if first and chunk.startswith(b"\xef\xbb\xbf"):
-                chunk = b"   " + chunk[3:]
+            chunk = without_bom(chunk) if first else chunk
             first = False
             yield from self._feed(chunk, at)
             at += len(chunk)
         if at == 0:
-            raise DataError("the file is empty", file=self.name, remedy="Restore the file")
+            raise empty_file(self.name)
         self._finish(at)
 
     def _structure(self, data: Bytes) -> tuple[Index, Index]:
         """(positions of quotes that are not escaped, positions of braces outside strings); moves the state on."""
+        quotes, braces, inside = self._signs(data)
+        return quotes, braces[~inside]
+
+    def _signs(self, data: Bytes) -> tuple[Index, Index, npt.NDArray[np.bool_]]:
+        """(positions of quotes that are not escaped, those of braces, which of them are in strings); moves on."""
         quotes = np.flatnonzero(data == _QUOTE)
         slashes = np.flatnonzero(data == _BACKSLASH)
         if len(slashes) or self._escaped:
@@ -131,7 +217,7 @@ class RecordScanner:
         found = found[(kinds == _OPEN) | (kinds == _CLOSE)]
         inside = (np.searchsorted(quotes, found) + self._in_string) & 1
         self._in_string = bool((len(quotes) + self._in_string) & 1)
-        return quotes, found[inside == 0]
+        return quotes, found, inside.astype(bool)
 
     def _escaped_positions(self, slashes: Index, n: int) -> Index:
         """Positions of bytes that a backslash escapes; remembers whether the next window's first one is."""
@@ -182,19 +268,25 @@ class RecordScanner:
     def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
         """Split records at the gaps that are more than one comma with white space."""
         gap_starts = np.append(base, ends[:-1])
-        lengths = starts - gap_starts
-        special = (lengths != 1) | (data[gap_starts - base] != _COMMA)
-        if special.any():
-            named = np.searchsorted(quotes, starts) > np.searchsorted(quotes, gap_starts)
-            unsure = special & ~named
-            special[unsure] = ~self._plain(data, gap_starts[unsure] - base, starts[unsure] - base)
+        special = self._special(data, base, gap_starts, starts, quotes)
         inner = np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)
         bounds = [*np.flatnonzero(special).tolist(), len(starts)]
         if bounds[0] != 0:
             yield from self._emit(data, base, starts, ends, inner, gap_starts, 0, bounds[0])
         for lo, hi in pairwise(bounds):
-            self._enter(bytes(data[gap_starts[lo] - base : starts[lo] - base]), int(gap_starts[lo]))
+            self._outline.enter(bytes(data[gap_starts[lo] - base : starts[lo] - base]), int(gap_starts[lo]))
             yield from self._emit(data, base, starts, ends, inner, gap_starts, lo, hi, entered=True)
+
+    def _special(
+        self, data: Bytes, base: int, gaps: Index, starts: Index, quotes: Index
+    ) -> npt.NDArray[np.bool_]:
+        """Which of the gaps gaps[i]:starts[i] are more than one comma with white space."""
+        special: npt.NDArray[np.bool_] = (starts - gaps != 1) | (data[gaps - base] != _COMMA)
+        if special.any():
+            named = np.searchsorted(quotes, starts) > np.searchsorted(quotes, gaps)
+            unsure = special & ~named
+            special[unsure] = ~self._plain(data, gaps[unsure] - base, starts[unsure] - base)
+        return special
 
     def _plain(self, data: Bytes, starts: Index, ends: Index) -> npt.NDArray[np.bool_]:
         """Which of the gaps starts[i]:ends[i] are white space with exactly one comma."""
@@ -204,30 +296,6 @@ class RecordScanner:
         commas = np.bincount(gap[values == _COMMA], minlength=len(starts))
         plain: npt.NDArray[np.bool_] = (commas == 1) & (np.bincount(gap[solid], minlength=len(starts)) == 1)
         return plain
-
-    def _enter(self, gap: bytes, at: int) -> None:
-        """Take up the gap before a record where there is more than a comma: keys, brackets, other values."""
-        if self._section is not None and not gap.lstrip().startswith(b"]"):
-            text = gap[:40].decode(errors="replace")
-            raise DataError(
-                f"expected one comma between records, found {text!r}", file=self.name, place=f"byte {at}"
-            )
-        self._keep(gap)
-        last = b'""'
-        for token in _TOKEN.findall(gap):
-            if token == b"[":
-                self._brackets += 1
-            elif token == b"]":
-                self._brackets -= 1
-            elif token == b":":
-                if self._brackets == 0:
-                    self._key = _text(last)
-            else:
-                last = token
-        wanted = self._brackets == 1 and (self.bare or self._key in self.wanted)
-        self._section = (self._key or "") if wanted else None
-        if self.bare and not wanted and len(self._parts) == 1:
-            raise DataError("a JSON list of objects was expected at top level", file=self.name)
 
     def _emit(
         self,
@@ -241,14 +309,15 @@ class RecordScanner:
         hi: int,
         entered: bool = False,
     ) -> Iterator[Records]:
-        if self._section is None:
+        section = self._outline.section
+        if section is None:
             for i in range(lo, hi):
                 separator = b"" if entered and i == lo else bytes(data[gaps[i] - base : starts[i] - base])
-                self._keep(separator + bytes(data[starts[i] - base : ends[i] - base]))
+                self._outline.keep(separator + bytes(data[starts[i] - base : ends[i] - base]))
             return
         if hi > lo:
             yield Records(
-                self._section,
+                section,
                 data,
                 starts[lo:hi] - base,
                 ends[lo:hi] - base,
@@ -258,41 +327,29 @@ class RecordScanner:
             )
             self._count += hi - lo
 
-    def _keep(self, part: bytes) -> None:
-        self._skeleton_size += len(part)
-        if self._skeleton_size > MAX_SKELETON:
-            raise DataError(f"more than {MAX_SKELETON >> 20} MiB outside the records", file=self.name)
-        self._parts.append(part)
-
     def so_far(self) -> bytes:
         """The skeleton's text up to the last whole record: JSON without its end."""
-        return b"".join(self._parts)
+        return self._outline.text()
+
+    def place_in_section(self) -> int | None:
+        """Where the last whole record ends, when that is in a wanted section."""
+        return None if self._outline.section is None else self._pending_at
 
     def _finish(self, size: int) -> None:
         if self._open is not None or self._depth > 0 or self._in_string:
-            what = "string" if self._in_string else "object"
-            raise DataError(
-                f"the file is cut off inside an {what}"
-                if what[0] == "o"
-                else f"the file is cut off inside a {what}",
-                file=self.name,
-                place=f"byte {size}",
-                remedy="Copy or download it again",
-            )
-        self._keep(self._pending)
-        text = b"".join(self._parts)
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise DataError(
-                f"not valid JSON ({e})" if text.strip() else "the file is empty",
-                file=self.name,
-                remedy="Repair it",
-            ) from e
-        if isinstance(found, dict):
-            self.skeleton = found
-        elif not self.bare:
-            raise DataError("a JSON object was expected at top level", file=self.name)
+            raise cut_off(self._in_string, size, self.name)
+        self._outline.keep(self._pending)
+        self.skeleton = self._outline.parsed()
+
+
+def without_bom(head: bytes) -> bytes:
+    """The first bytes of a file with blanks in the place of a byte order mark."""
+    return b"   " + head[3:] if head.startswith(b"\xef\xbb\xbf") else head
+
+
+def is_plain_gap(gap: bytes) -> bool:
+    """Whether what stands between two records is one comma with white space."""
+    return gap.strip(b" \t\r\n") == b","
 
 
 def _text(literal: bytes) -> str | None:

@@ -31,7 +31,7 @@ from rayds.item import DatasetItem, from_table, to_table
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
 from rayds.listing import Listing
 from rayds.op import Op, prepared
-from rayds.reading import ShardReader, Source, expected_items, fold_inputs
+from rayds.reading import ShardReader, Source, expected_items
 from rayds.registry import detect_format, get_format
 from rayds.report import Report
 from rayds.resume import was_restarted
@@ -113,7 +113,7 @@ class Dataset(Feeding):
         made = fmt.ReadOptions.make(options)
         policy = OnError(on_error)
         runner = make_engine(engine) if engine is not None and engine != "auto" else LocalEngine()
-        plan = fmt.plan(files, PlanContext(made, policy, partial(fold_inputs, runner)))
+        plan = fmt.plan(files, PlanContext(made, policy, runner.fold_inputs))
         root = fmt.root(files)
         size = sum(s.size or 0 for s in plan.shards)
 
@@ -124,8 +124,12 @@ class Dataset(Feeding):
                 ctx.restartable = engine.restartable
             return ShardReader(fmt, ctx)
 
+        def blocks(engine: Engine, columns: frozenset[str] | None = None) -> Blocks:
+            read = reader(engine, columns)
+            return fmt.source(engine, plan, read.ctx, read)
+
         dataset = cls(
-            lambda engine: engine.source(plan.shards, reader(engine)),
+            blocks,
             plan.categories,
             ids=plan.ids,
             infos=plan.infos,
@@ -135,9 +139,10 @@ class Dataset(Feeding):
             on_error=policy,
             size=size,
             expect=lambda: expected_items(fmt, plan.shards, root),
-            narrow=lambda columns: lambda engine: engine.source(plan.shards, reader(engine, columns)),
+            narrow=lambda columns: lambda engine: blocks(engine, columns),
         )
-        dataset._source = Source(plan.shards, fmt.name, made, policy, reader)
+        by_shards = partial(fmt.by_shards, plan, made)
+        dataset._source = Source(plan.shards, fmt.name, made, policy, reader, by_shards)
         return dataset
 
     @classmethod
@@ -446,7 +451,7 @@ class Dataset(Feeding):
                 progress=progress,
             )
 
-        found = self._run(engine)[0]
+        found = make_engine(engine if engine is not None else self._engine, size=self._size)
         if isinstance(found, LocalEngine) and not (resume and was_restarted(ctx.out)):
             try:  # nothing is published before the end: readers may go ahead of what they know
                 return run(LocalEngine(found.workers, found.spill_bytes, restartable=True))

@@ -190,7 +190,8 @@ def export(
     fmt.prepare(ctx)
     check = partial(writable_items, len(ctx.categories.labels), ctx.on_error)
     blocks = engine.map(blocks, check)
-    what = identity(fmt, ctx, source, inputs)
+    shards = source if source is not None and source.by_shards(engine) else None
+    what = identity(fmt, ctx, source, inputs) | {"read_shard_by_shard": shards is not None}
     ahead = bool(getattr(engine, "restartable", False))
 
     def run() -> Report:
@@ -199,7 +200,7 @@ def export(
             if job.report is None:
                 look_first(engine, blocks, fmt, ctx, job.partial, strict=strict)
                 own = replace(ctx, out=job.partial.data)
-                written = Writing(engine, fmt, own, job).write(blocks, source, check, progress)
+                written = Writing(engine, fmt, own, job).write(blocks, shards, check, progress)
                 finish(fmt, own, job, written, strict=strict)
         assert job.report is not None
         return job.report
@@ -207,7 +208,7 @@ def export(
     try:
         report = run()
     except ResumeError:
-        if not overwrite or source is not None:
+        if not overwrite or shards is not None:
             raise
         report = run()  # from nothing: what was there is gone
     report.seconds = time.monotonic() - start

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.categories import Categories
-from rayds.engine.base import Position
+from rayds.engine.base import Block, Blocks, Engine, Position
 from rayds.errors import DataError, FormatError, OnError, UsageError
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.listing import Listing
@@ -120,13 +120,15 @@ class Plan:
     """What `Format.plan` found: categories, and the shards in the order of the items.
 
     ids: whether annotation ids are unique in each subset ("unique"), all 0 ("none") or not known.
-    infos: facts about the whole dataset for the same format's writer, {family: JSON-like}.
+    infos: facts about the whole dataset for the same format's writer, {family: JSON-like}. found: what `source` found out
+    besides, so that it need not look again when the dataset is read again.
     """
 
     categories: Categories
     shards: list[Shard]
     ids: Ids = "unknown"
     infos: dict[str, Any] = field(default_factory=dict)
+    found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass
@@ -136,11 +138,12 @@ class PlanContext:
     options: Any
     on_error: OnError = OnError.RAISE
     fold: Callable[[Sequence[Any], Callable[[Any], Any], Callable[[Any, Any], Any]], Any] = lambda i, m, r: (
-        _plain_fold(i, m, r)
+        plain_fold(i, m, r)
     )
 
 
-def _plain_fold(inputs: Sequence[Any], map_fn: Callable[[Any], T], merge_fn: Callable[[T, T], T]) -> T | None:
+def plain_fold(inputs: Sequence[Any], map_fn: Callable[[Any], T], merge_fn: Callable[[T, T], T]) -> T | None:
+    """map_fn over inputs, one after the other, results merged in order; None for no inputs."""
     result: T | None = None
     for i, value in enumerate(inputs):
         result = map_fn(value) if i == 0 else merge_fn(result, map_fn(value))  # type: ignore[arg-type]
@@ -289,6 +292,21 @@ class Format(ABC):
         """The item tables of a shard, in order, of about ctx.block_rows rows each."""
         raise NotImplementedError
 
+    def source(
+        self, engine: Engine, plan: Plan, ctx: ReadContext, read: Callable[[Shard], Iterable[Block]]
+    ) -> Blocks:
+        """The blocks of all shards: one task a shard, which calls `read` (read_shard under ctx).
+
+        A format may divide the work in another way; `by_shards` then says so.
+        """
+        del ctx
+        return engine.source(plan.shards, read)
+
+    def by_shards(self, plan: Plan, options: Any, engine: Engine) -> bool:
+        """Whether `source` reads every shard by itself: an interrupted export then need not read finished ones again."""
+        del plan, options, engine
+        return True
+
     # writing
 
     def capabilities(self, options: Any) -> Capabilities:
@@ -387,13 +405,20 @@ class ItemFormat(Format):
 
 def read_shard(fmt: Format, shard: Shard, ctx: ReadContext) -> Iterator[pa.Table]:
     """The item tables of a shard; under skip and quarantine with the error column and a row for each bad item."""
+    return read_checked(fmt.read, shard, ctx, fmt.checks_boxes)
+
+
+def read_checked(
+    read: Callable[[Shard, ReadContext], Iterator[pa.Table]], shard: Shard, ctx: ReadContext, boxes: bool
+) -> Iterator[pa.Table]:
+    """What `read` gives for a shard as `read_shard` gives it; boxes: whether those outside their image are bad."""
     ctx = replace(ctx, errors=[])
-    check = partial(without_outside_boxes, shard=shard, ctx=ctx) if fmt.checks_boxes else lambda table: table
+    check = partial(without_outside_boxes, shard=shard, ctx=ctx) if boxes else lambda table: table
     if ctx.on_error is OnError.RAISE:
-        yield from map(check, fmt.read(shard, ctx))
+        yield from map(check, read(shard, ctx))
         return
     try:
-        for table in map(check, fmt.read(shard, ctx)):
+        for table in map(check, read(shard, ctx)):
             yield with_errors(table, ctx.errors)
             ctx.errors.clear()
     except DataError as e:  # the shard itself is bad: what was read of it stands

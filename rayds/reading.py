@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from rayds.engine.base import Block, Engine, LostError
 from rayds.errors import DataError, OnError
 from rayds.format import Expected, Format, ReadContext, Shard, read_shard, with_errors
@@ -57,6 +55,7 @@ class Source:
     """The shards of a dataset that comes from a format as it is, and how to read them.
 
     name, options, on_error: of the format and its reader; they tell whether two sources are the same.
+    by_shards: whether an engine reads it shard by shard (see Format.by_shards).
     """
 
     shards: Sequence[Shard]
@@ -64,6 +63,7 @@ class Source:
     options: Any
     on_error: OnError
     reader: Callable[[Engine], ShardReader]
+    by_shards: Callable[[Engine], bool]
 
 
 def expected_items(fmt: Format, shards: Sequence[Shard], root: Storage) -> Expected | None:
@@ -72,16 +72,3 @@ def expected_items(fmt: Format, shards: Sequence[Shard], root: Storage) -> Expec
     if None in found:
         return None
     return Expected(sum(n or 0 for n in found), all(s.items is not None for s in shards))
-
-
-def fold_inputs(
-    engine: Engine, inputs: Any, map_fn: Callable[[Any], Any], merge_fn: Callable[[Any, Any], Any]
-) -> Any:
-    """map_fn over plain inputs as engine tasks, results merged in order."""
-    import pickle
-
-    def run(value: Any) -> Iterator[Block]:
-        yield pa.table({"part": pa.array([pickle.dumps(map_fn(value))], pa.binary())})
-
-    blocks = engine.source(list(inputs), run)
-    return engine.fold(blocks, lambda block: pickle.loads(block.column("part")[0].as_py()), merge_fn)

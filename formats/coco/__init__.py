@@ -8,7 +8,7 @@ understood: `attributes` of annotations (and of images), `labels_<subset>.json` 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayds.engine.base import Position
+from rayds.engine.base import Block, Blocks, Engine, Position
 from rayds.errors import FormatError, OnError, UnknownNameError
 from rayds.format import (
     Capabilities,
@@ -30,6 +30,7 @@ from rayds.format import (
     WriteContext,
 )
 from rayds.formats.coco import layout
+from rayds.formats.coco.top import peek
 from rayds.listing import Listing
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import AnnotationType as T
@@ -76,6 +77,11 @@ class Coco(Format):
 
         keep_original_category_ids: bool = option(
             False, help="add dummy labels so that label indexes equal the category ids of the file"
+        )
+        range_size: str = option(
+            "auto",
+            help="read annotation files by byte ranges of this size (64MB) in tasks side by side; none: one task a "
+            "subset; auto: ranges for big files",
         )
 
     @dataclass(frozen=True)
@@ -131,12 +137,13 @@ class Coco(Format):
         return self.subsets(files)[0]
 
     def plan(self, files: Listing, ctx: PlanContext) -> Plan:
+        layout.range_size(ctx.options, 0, None)  # a mistake in it is told now
         storage, subsets = self.subsets(files)
         tops: list[tuple[str, dict[str, Any]]] = []
         infos: dict[str, Any] = {}
         for s in subsets:
             for task, file in s.files:
-                top = layout.peek(storage, file, ctx.on_error is not OnError.RAISE)
+                top = peek(storage, file, ctx.on_error is not OnError.RAISE, ctx.fold)
                 tops.append((storage.path(file), top))
                 rest = {k: v for k, v in top.items() if k not in ("categories", *layout.SECTIONS)}
                 infos.setdefault(s.subset, {})[task] = {"top": rest}
@@ -168,6 +175,35 @@ class Coco(Format):
         from rayds.formats.coco.read import SubsetReader
 
         return SubsetReader(shard, ctx).read()
+
+    def by_shards(self, plan: Plan, options: Any, engine: Engine) -> bool:
+        return not any(layout.range_size(options, s.size or 0, engine)[0] for s in plan.shards)
+
+    def source(
+        self, engine: Engine, plan: Plan, ctx: ReadContext, read: Callable[[Shard], Iterable[Block]]
+    ) -> Blocks:
+        parts: list[Blocks] = []
+        whole: list[Shard] = []
+
+        def flush() -> None:
+            if whole:
+                parts.append(engine.source(list(whole), read))
+                whole.clear()
+
+        for shard in plan.shards:
+            size, forced = layout.range_size(ctx.options, shard.size or 0, engine)
+            blocks = None
+            if size:
+                from rayds.formats.coco.ranged import read_by_ranges
+
+                blocks = read_by_ranges(engine, shard, ctx, size, plan.found, forced)
+            if blocks is None:
+                whole.append(shard)
+            else:
+                flush()
+                parts.append(blocks)
+        flush()
+        return parts[0] if len(parts) == 1 else engine.chain(parts)
 
     # writing
 
@@ -391,7 +427,7 @@ class CocoResults(Coco):
         if truth is not None:
             if not truth.file:
                 raise FormatError(f"{truth.root.url}: ground-truth is the path of one annotation file")
-            categories = layout.join_categories([(truth.file, layout.peek(truth.root, truth.file))], False)
+            categories = layout.join_categories([(truth.file, peek(truth.root, truth.file))], False)
         else:
             ids = ctx.fold(names, partial(category_numbers, files.root), lambda a, b: a | b)
             categories = made_categories(ids or set())
@@ -412,6 +448,14 @@ class CocoResults(Coco):
         from rayds.formats.coco.results import ResultsReader
 
         return ResultsReader(shard, ctx).read()
+
+    def by_shards(self, plan: Plan, options: Any, engine: Engine) -> bool:
+        return True
+
+    def source(
+        self, engine: Engine, plan: Plan, ctx: ReadContext, read: Callable[[Shard], Iterable[Block]]
+    ) -> Blocks:
+        return engine.source(plan.shards, read)  # a bare list is read by one task
 
     def written_tasks(self, options: Any) -> Sequence[str]:
         return self.tasks

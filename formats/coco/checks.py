@@ -105,7 +105,12 @@ def members_sql(keys: Sequence[str]) -> str:
     parts: list[Any] = []
     for key in keys:
         name = json.dumps(key).replace("'", "''")
-        path = ('$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"').replace("'", "''")
+        # DuckDB's paths have no empty names; its pointers do.
+        path = (
+            "/"
+            if not key
+            else ('$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"').replace("'", "''")
+        )
         parts.append(f"'{name}:' || json_extract(j, '{path}')::VARCHAR")
     return f"nullif(concat_ws(',', {', '.join(parts)}), '')"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories, PointsCategory
-from rayds.errors import DataError, FormatError
-from rayds.formats._records import RecordScanner, read_tail
+from rayds.engine.base import Engine
+from rayds.errors import DataError, FormatError, UsageError
+from rayds.formats._ranges import MIN_RANGE
 from rayds.listing import Listing
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
 from rayds.storage import Storage
@@ -23,8 +22,11 @@ SECTIONS = ("images", "annotations")
 _NAME = re.compile(rf"^({'|'.join(TASKS)})_(.+)\.json$")
 # What of a file name is no part of the item's id: no more than what the writer can tell again.
 EXTENSION = r"([^/])\.[A-Za-z0-9]{1,5}$"
-_HEAD = 1 << 20
-_TAIL = 8 << 20
+# From these sizes of a subset's annotation files on, they are read by ranges of RANGE bytes.
+RANGES_FROM = 2 << 30
+# On a cluster of many CPUs already from this size on: one task would keep them waiting.
+MANY_CPUS, MANY_RANGES_FROM = 8, 256 << 20
+RANGE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -64,56 +66,33 @@ def find_subsets(files: Listing, tasks: Sequence[str]) -> tuple[Storage, list[Su
     return files.root, subsets
 
 
+def range_size(options: Any, size: int, engine: Engine | None) -> tuple[int, bool]:
+    """(bytes of the ranges to read a subset by, 0 for none; whether the user said so). size: of its files."""
+    wanted = options.range_size.strip().lower()
+    if wanted == "none":
+        return 0, False
+    if wanted != "auto":
+        return parse_size(wanted), True
+    if engine is None or size < MANY_RANGES_FROM:
+        return 0, False
+    many = engine.name != "local" and engine.cpus >= MANY_CPUS
+    return (RANGE if many or size >= RANGES_FROM else 0), False
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a text like 64MB, 512kB, 1GiB or 4096; raises UsageError for another."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?", text.strip().lower())
+    n = float(match.group(1)) * 1024 ** " kmg".index(match.group(2) or " ") if match else 0
+    if n < MIN_RANGE:
+        raise UsageError(
+            f"the range size {text!r} is none; write a size like 64MB (at least {MIN_RANGE} bytes), auto or none"
+        )
+    return int(n)
+
+
 def is_list(storage: Storage, name: str) -> bool:
     """Whether a JSON file is a list at top level."""
     return storage.head(name).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-
-
-def peek(storage: Storage, name: str, broken_ok: bool = False) -> dict[str, Any]:
-    """All of an annotation file but images and annotations: info, licenses, categories, unknown keys.
-
-    Big files are looked at from both ends only, when that suffices; else the whole file is scanned.
-    broken_ok: of a file that is cut off or no JSON, give what stands before (the reader will tell of it).
-    """
-    size = storage.size(name)
-    if size > _HEAD + _TAIL:
-        found = _head(storage, name)
-        tail = storage.read_range(name, size - _TAIL, size)
-        found |= {k: v for k, v in read_tail(tail).items() if k not in SECTIONS}
-        if "categories" in found:
-            return found
-    with storage.open(name) as f:
-        scanner = RecordScanner(f, storage.path(name), SECTIONS)
-        try:
-            for _ in scanner.records():
-                pass
-        except DataError:
-            if not broken_ok:
-                raise
-            return _opened(scanner.so_far())
-    return {k: v for k, v in scanner.skeleton.items() if k not in SECTIONS}
-
-
-def _head(storage: Storage, name: str) -> dict[str, Any]:
-    """The top-level keys that stand whole in the first bytes of a file."""
-    scanner = RecordScanner(io.BytesIO(storage.read_range(name, 0, _HEAD)), name, SECTIONS)
-    try:
-        for _ in scanner.records():
-            pass
-    except DataError:
-        pass  # cut off, of course
-    return _opened(scanner.so_far())
-
-
-def _opened(text: bytes) -> dict[str, Any]:
-    """The keys of a JSON object that is cut off."""
-    for end in (b"]}", b"}"):
-        try:
-            found = json.loads(text.rstrip().rstrip(b",") + end)
-            return {k: v for k, v in found.items() if k not in SECTIONS} if isinstance(found, dict) else {}
-        except ValueError:
-            continue
-    return {}
 
 
 def join_categories(parts: Iterable[tuple[str, Mapping[str, Any]]], keep_ids: bool) -> Categories:

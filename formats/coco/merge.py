@@ -36,7 +36,7 @@ class Grouping:
         if not len(item):
             return
         key = item * SOURCES + source
-        rows, key = _ascending(rows, key)
+        rows, key = ascending(rows, key)
         buckets = key // (self.size * SOURCES)
         cuts = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(key)]
         for lo, hi in pairwise(cuts):
@@ -73,11 +73,12 @@ class Grouping:
             none = np.zeros(0, np.int64)
             return annotation_rows(0), none, none
         rows = pa.concat_arrays([p[0] for p in parts]) if len(parts) > 1 else parts[0][0]
-        rows, key = _ascending(rows, np.concatenate([p[1] for p in parts]))
+        rows, key = ascending(rows, np.concatenate([p[1] for p in parts]))
         return rows, key // SOURCES - i * self.size, key % SOURCES
 
 
-def _ascending(rows: pa.StructArray, key: Ints) -> tuple[pa.StructArray, Ints]:
+def ascending(rows: pa.StructArray, key: Ints) -> tuple[pa.StructArray, Ints]:
+    """Rows and keys by ascending key; rows of one key stay in their order."""
     if not np.any(key[1:] < key[:-1]):
         return rows, key
     order = np.argsort(key, kind="stable")

@@ -17,16 +17,26 @@ from rayds.errors import DataError
 from rayds.format import ReadContext, Restart, Shard
 from rayds.formats._records import Records, RecordScanner
 from rayds.formats.coco.images import images_of, item_columns
+from rayds.formats.coco.items import (
+    SPATIAL,
+    Assembly,
+    first_ones,
+    id_twice,
+    image_twice,
+    look_up,
+    name_twice,
+    part_of,
+    repeated_ids,
+    skeleton_errors,
+    stranger_errors,
+)
 from rayds.formats.coco.layout import SECTIONS, TASKS, image_folder
-from rayds.formats.coco.merge import Grouping, merge_tasks, number_missing
+from rayds.formats.coco.merge import Grouping
 from rayds.formats.coco.rows import MARKED, NO_ID, Rows, annotations_of
 from rayds.parallel import ordered_map
-from rayds.schema import item_table
 from rayds.storage import Storage
 
 Ints = npt.NDArray[np.int64]
-
-_SPATIAL = ("instances", "person_keypoints", "stuff", "panoptic")
 
 
 class SubsetReader:
@@ -125,8 +135,9 @@ class SubsetReader:
         self.waiting = []
         if broken:
             self._bad(broken[0])
-        else:
-            self._check_skeleton(scanner.skeleton, path)
+        elif not self.bare:
+            for error in skeleton_errors(scanner.skeleton, path):
+                self._bad(error)
         self._check_ids(task, path)
 
     def _complete(self, grouping: Grouping) -> Iterator[pa.Table]:
@@ -154,33 +165,16 @@ class SubsetReader:
             raise Restart(f"{self.subset}: annotations are not in the order of the images")
         self.streaming = False
 
-    def _check_skeleton(self, skeleton: dict[str, Any], path: str) -> None:
-        """What the scanner did not take for records must be no list of something else."""
-        if self.bare:
-            return
-        if "images" not in skeleton:
-            self._bad(
-                DataError("the key 'images' is missing", file=path, remedy="Is this a COCO annotation file?")
-            )
-        for section in SECTIONS:
-            rest = skeleton.get(section) or []
-            if not isinstance(rest, list) or any(r != {} for r in rest):
-                reason = f"{section!r} is no list of objects: {str(rest)[:60]}"
-                self._bad(DataError(reason, file=path, remedy="Repair the file"))
-
     def _take_images(self, tables: list[pa.Table], path: str) -> None:
         """Add the images of a file that earlier files of the subset don't have."""
         if not tables:
             return
         table = pa.concat_tables(tables).combine_chunks()
         ids = table.column("id").to_numpy()
-        keep = np.ones(len(ids), bool)
-        if not np.all(ids[1:] > ids[:-1]):  # the usual case, and np.unique loads numpy.ma
-            keep[:] = False
-            keep[np.unique(ids, return_index=True)[1]] = True
+        keep = first_ones(ids)
         for i in np.flatnonzero(~keep).tolist():
-            name, place = table.column("file_name")[i].as_py(), f"byte {table.column('place')[i]}"
-            self._bad(DataError(f"the image id {ids[i]} occurs twice", file=path, item=name, place=place))
+            name, place = (table.column(c)[i].as_py() for c in ("file_name", "place"))
+            self._bad(image_twice(ids[i], name, place, path))
         if len(self.image_ids):
             keep &= ~np.isin(ids, self.image_ids)
         table = table.filter(pa.array(keep))
@@ -193,51 +187,28 @@ class SubsetReader:
         """Put rows where their images are; those whose image has not come yet wait for the end of the file."""
         if not len(made.image):
             return
-        at = np.searchsorted(self._sorted, made.image)
-        known = np.zeros(len(at), bool)
-        if len(self._sorted):
-            at = np.minimum(at, len(self._sorted) - 1)
-            known = self._sorted[at] == made.image
+        item, known = look_up(self._sorted, self._order, made.image)
         if not known.all():
             unknown = np.flatnonzero(~known)
             if final:
-                self._report_strangers(made, unknown, path)
+                for error in stranger_errors(made, unknown, path):
+                    self._bad(error)
             else:
-                self.waiting.append(_part(made, unknown))
-            made, at = _part(made, np.flatnonzero(known)), at[known]
-        self._follow(self._order[at], made)
-        grouping.add(made.rows, self._order[at], TASKS.index(task))
-
-    def _report_strangers(self, made: Rows, rows: Ints, path: str) -> None:
-        """Annotations of images that the file does not list."""
-        for row in rows[np.unique(made.annotation[rows], return_index=True)[1]]:
-            annotation, image = made.annotation[row], made.image[row]
-            id = made.ids[annotation]
-            what = f"annotation {id}: " if id > NO_ID else ""
-            reason = f"{what}the image id {image} is not among the images"
-            place = f"byte {made.places[annotation]}"
-            self._bad(DataError(reason, file=path, item=f"image {image}", place=place))
+                self.waiting.append(part_of(made, unknown))
+            made, item = part_of(made, np.flatnonzero(known)), item[known]
+        self._follow(item, made)
+        grouping.add(made.rows, item, TASKS.index(task))
 
     def _check_ids(self, task: str, path: str) -> None:
         """Annotation ids must be unique in a file; the records of later ones are noted in `exclude`."""
         if self.again or task not in self.ids:
             return
         ids, places = np.concatenate(self.ids[task]), np.concatenate(self.places[task])
-        own = ids > NO_ID
-        ids, places = ids[own], places[own]
-        order = np.lexsort((places, ids))
-        later = order[1:][ids[order][1:] == ids[order][:-1]]
+        later = repeated_ids(ids, places)
         if not len(later):
             return
         for row in later:
-            self._bad(
-                DataError(
-                    f"the annotation id {ids[row]} occurs more than once",
-                    file=path,
-                    place=f"byte {places[row]}",
-                    remedy="Give every annotation its own id",
-                )
-            )
+            self._bad(id_twice(ids[row], places[row], path))
         self.exclude[task] = frozenset(places[later].tolist())
 
     def _blocks(self, grouping: Grouping) -> Iterator[pa.Table]:
@@ -253,19 +224,15 @@ class SubsetReader:
         columns = self._columns(images)
         keep = self._distinct(columns["id"], images)
         largest = max((int(i.max()) for parts in self.ids.values() for i in parts if len(i)), default=0)
-        several = len([t for t, _ in self.files if t in _SPATIAL]) > 1
+        several = len([t for t, _ in self.files if t in SPATIAL]) > 1
+        assembly = Assembly(self.subset, several, largest, self.give_ids)
         size = grouping.size
 
         def block(i: int) -> pa.Table:
             rows, item, source = grouping.bucket(i)
             n = min(size, images.num_rows - i * size)
-            if several:
-                rows, item = merge_tasks(rows, item, source)
-            rows = number_missing(rows, largest, self.give_ids)
             part = {k: v.slice(i * size, n) for k, v in columns.items()}
-            made = item_table(n, rows, np.bincount(item, minlength=n), subset=self.subset, **part)
-            kept = keep[i * size : i * size + n]
-            return made if kept.all() else made.filter(pa.array(kept))
+            return assembly.table(rows, item, source, part, keep[i * size : i * size + n])
 
         return block
 
@@ -285,19 +252,6 @@ class SubsetReader:
         codes = ids.dictionary_encode().indices.to_numpy()
         keep[np.unique(codes, return_index=True)[1]] = True
         for i in np.flatnonzero(~keep).tolist():
-            self._bad(
-                DataError(
-                    "two images of a subset differ in their extension only, or have one file name",
-                    file=self.ctx.root.path(self.files[0][1]),
-                    item=ids[i].as_py(),
-                    place=f"byte {images.column('place')[i]}",
-                    remedy="Rename one of them",
-                )
-            )
+            place = images.column("place")[i].as_py()
+            self._bad(name_twice(ids[i].as_py(), place, self.ctx.root.path(self.files[0][1])))
         return keep
-
-
-def _part(made: Rows, rows: Ints) -> Rows:
-    return Rows(
-        made.rows.take(pa.array(rows)), made.image[rows], made.annotation[rows], made.ids, made.places
-    )

@@ -297,6 +297,31 @@ def start_positions(counted: Iterable[Counted]) -> dict[int, Position]:
     return starts
 
 
+def unions_in_turn() -> None:
+    """Make Ray Data's unions that keep order give all blocks of one input before those of the next.
+
+    Ray Data takes a block of each in turn, which is an order, but not that of the inputs. There is no setting for it.
+    """
+    from ray.data._internal.execution.operators.union_operator import UnionOperator
+
+    UnionOperator._try_round_robin = _pass_on_in_turn  # type: ignore[method-assign, assignment]
+
+
+def _pass_on_in_turn(union: Any) -> None:
+    while True:
+        current = union._current_input_index
+        buffer = union._input_buffers[current]
+        if buffer.has_next():
+            refs = buffer.get_next()
+            union._metrics.on_input_dequeued(refs, input_index=current)
+            union._output_buffer.add(refs)
+            union._metrics.on_output_queued(refs)
+        elif union._input_done_flags[current] and current + 1 < len(union._input_buffers):
+            union._current_input_index += 1
+        else:
+            return
+
+
 class Tally:
     """An actor that knows the rows written so far. A repeated task counts once."""
 

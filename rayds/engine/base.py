@@ -100,12 +100,30 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def by_number(self, blocks: Blocks, column: str, n: int) -> Blocks:
+    def by_number(self, blocks: Blocks, column: str, n: int, fn: Stage | None = None) -> Blocks:
         """The rows with 0 in an integer column, then those with 1, ... to n - 1; rows of a number in source order.
 
         A keyed exchange like by_key, for keys whose order matters. Where there are many they should be evenly spread
-        (as hashes are). Error rows come first.
+        (as hashes are). Error rows come first. fn: a stage over blocks each of which has all rows of one number, or of
+        some numbers that follow one another.
         """
+
+    def fold_inputs(
+        self, inputs: Sequence[Any], map_fn: Callable[[Any], T], merge_fn: Callable[[T, T], T]
+    ) -> T | None:
+        """map_fn over plain inputs, a task each, results merged in order; None for no inputs."""
+        import pickle
+
+        def run(value: Any) -> Iterator[Block]:
+            yield pa.table({"part": pa.array([pickle.dumps(map_fn(value))], pa.large_binary())})
+
+        blocks = self.source(list(inputs), run)
+        return self.fold(blocks, lambda block: pickle.loads(block.column("part")[0].as_py()), merge_fn)
+
+    @property
+    @abstractmethod
+    def cpus(self) -> int:
+        """How many tasks can run side by side."""
 
     @abstractmethod
     def fold(self, blocks: Blocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]) -> T | None:

@@ -98,7 +98,11 @@ class LocalEngine(Engine):
 
         return LocalBlocks(make)
 
-    def by_number(self, blocks: LocalBlocks, column: str, n: int) -> LocalBlocks:
+    @property
+    def cpus(self) -> int:
+        return self.workers
+
+    def by_number(self, blocks: LocalBlocks, column: str, n: int, fn: Stage | None = None) -> LocalBlocks:
         def make() -> Iterator[Block]:
             with tempfile.TemporaryDirectory(prefix="rayds-") as folder:
                 store = _Partitions(min(n, MAX_PARTITIONS), Path(folder), self.spill_bytes)
@@ -111,7 +115,7 @@ class LocalEngine(Engine):
                         table = table.take(pa.array(order))
                     yield table
 
-        return LocalBlocks(make)
+        return LocalBlocks(make) if fn is None else self.map(LocalBlocks(make), fn)
 
     def fold(
         self, blocks: LocalBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]

@@ -38,7 +38,9 @@ from rayds.engine._ray_io import (
     dumps,
     loads,
     start_positions,
+    unions_in_turn,
 )
+from rayds.engine._ray_parts import PART, by_part, unpacked, with_part
 from rayds.engine.base import Block, Engine, Stage, Writer, guarded
 from rayds.errors import EngineError
 from rayds.schema import empty_table
@@ -107,6 +109,7 @@ class RayEngine(Engine):
         if len(some) < 2:
             return some[0] if some else RayBlocks(None)
         first, *others = [p.dataset for p in some if p.dataset is not None]
+        unions_in_turn()
         with self._planning():
             dataset = first.union(*others)
         sizes = [p.size for p in some]
@@ -161,14 +164,32 @@ class RayEngine(Engine):
             shuffled = RayBlocks(numbered.dataset.repartition(n, keys=list(keys)), n, blocks.size)
         return self._map(shuffled, _bounded(_keyed(list(keys), guarded(fn)), fn, self.retries))
 
-    def by_number(self, blocks: RayBlocks, column: str, n: int) -> RayBlocks:
-        del n
-        numbered = self._map(blocks, _numbered())
-        if numbered.dataset is None:
-            return numbered
+    @property
+    def cpus(self) -> int:
         with self._planning():
-            ordered = numbered.dataset.sort([column, _TASK, _ROW])
-        return self._map(RayBlocks(ordered, blocks.shards, blocks.size), _unnumbered)
+            return int(self._cpus())
+
+    def by_number(self, blocks: RayBlocks, column: str, n: int, fn: Stage | None = None) -> RayBlocks:
+        if blocks.dataset is None:
+            return blocks
+        numbered = self._map(blocks, _numbered())
+        assert numbered.dataset is not None
+        if fn is None:
+            with self._planning():
+                ordered = numbered.dataset.sort([column, _TASK, _ROW])
+            return self._map(RayBlocks(ordered, blocks.shards, blocks.size), _unnumbered)
+        # A sort cuts its results anywhere; what is partitioned by keys stays whole, but in no order. So rows are brought
+        # together by part (some numbers that follow one another), and what fn makes of each part is put in order.
+        with self._planning():
+            parts = min(n, 4 * self._partitions(blocks))  # small ones: several may meet in a partition
+            marked = self._map(numbered, with_part(column, n, parts))
+            assert marked.dataset is not None
+            together = RayBlocks(marked.dataset.repartition(parts, keys=[PART]), parts, blocks.size)
+            stage = _bounded(by_part([column, _TASK, _ROW], guarded(fn)), fn, self.retries)
+            packed = self._map(together, stage)
+            assert packed.dataset is not None
+            in_order = RayBlocks(packed.dataset.sort(PART), parts, blocks.size)
+        return self._map(in_order, unpacked)
 
     def fold(
         self, blocks: RayBlocks, map_fn: Callable[[Block], T], merge_fn: Callable[[T, T], T]

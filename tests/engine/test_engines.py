@@ -329,3 +329,44 @@ def test_rechunk_and_materialize(engine: Engine) -> None:
     assert ids_of(engine, engine.adopt(held)) == ids_of(engine, engine.adopt(held)) == expected_ids(4)
     renamed = engine.map(engine.adopt(held), lambda block: block.slice(0, 1))
     assert ids_of(engine, renamed)[0] == "000/0/0"
+
+
+def numbers(shard: int) -> Iterator[Block]:
+    """Rows of 40 numbers, in blocks that are big to an engine of small ones."""
+    for block in range(3):
+        n = [(7 * row + shard + block) % 40 for row in range(200)]
+        place = [shard * 1000 + block * 200 + row for row in range(200)]
+        yield pa.table({"n": n, "place": place, "text": ["x" * 50] * 200})
+
+
+def whole_numbers(block: Block) -> Block:
+    """One row for each number of a block: the number and the places of its rows."""
+    found = block.to_pydict()
+    places: dict[int, list[int]] = {}
+    for n, place in zip(found["n"], found["place"], strict=True):
+        places.setdefault(n, []).append(place)
+    assert list(places) == sorted(places)
+    return pa.table({"id": [str(n) for n in places], "places": list(places.values())})
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_by_number_with_a_stage_sees_each_number_whole(engine: Engine, small: bool) -> None:
+    if small and engine.name == "ray":
+        from rayds.engine.ray import RayEngine
+
+        engine = RayEngine(block_bytes=5000)
+    made = engine.by_number(engine.source(range(4), numbers), "n", 40, whole_numbers)
+    rows = [row for block in engine.iterate(made) for row in block.to_pylist()]
+    assert [row["id"] for row in rows] == [str(n) for n in range(40)]
+    assert all(row["places"] == sorted(row["places"]) for row in rows)
+    assert sum(len(row["places"]) for row in rows) == 4 * 3 * 200
+
+
+def test_chain_gives_one_after_the_other(engine: Engine) -> None:
+    parts = [engine.source(shards, read) for shards in ([0, 1, 2], [3], [4, 5])]
+    assert ids_of(engine, engine.chain(parts)) == expected_ids(6)
+
+
+def test_fold_inputs_keeps_the_order_of_the_inputs(engine: Engine) -> None:
+    assert engine.fold_inputs(range(5), lambda n: [n * n], list.__add__) == [0, 1, 4, 9, 16]
+    assert engine.fold_inputs([], lambda n: [n], list.__add__) is None

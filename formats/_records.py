@@ -139,8 +139,9 @@ class Outline:
             ) from e
         if isinstance(found, dict):
             return found
-        if not self.bare:
-            raise DataError("a JSON object was expected at top level", file=self.name)
+        if not (self.bare and isinstance(found, list)):
+            kind = "list of objects" if self.bare else "object"
+            raise DataError(f"a JSON {kind} was expected at top level", file=self.name)
         return {}
 
 

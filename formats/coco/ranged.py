@@ -90,18 +90,18 @@ class RangeReader:
         """The rows of some annotation records, a window's worth at a time."""
         ctx, path = self.ctx, self.ctx.root.path(source.name)
         mark = source.task if source.task in MARKED else None
-        exclude = self.exclude.get(source.task, frozenset())
         scanner = PieceScanner(reader(ctx.root, source.name), path, source.run, "annotations")
         first = source.first
         for records in scanner.records():
             if source.task == "panoptic":
                 yield panoptic_rows(records, source.name, ctx, self.labels)
             else:
-                yield annotations_of(records, path, self.labels, mark, first, exclude)
+                yield annotations_of(records, path, self.labels, mark, first)
             first += len(records)
 
     def placed(self, source: Source, ctx: ReadContext) -> Iterator[tuple[Rows, Ints]]:
         """(rows, item of each); what is wrong is reported."""
+        exclude = sorted(self.exclude.get(source.task, ()))
         for made in self.parse(source):
             for error in made.errors:
                 ctx.bad(error, self.assembly.subset)
@@ -111,6 +111,9 @@ class RangeReader:
                 for error in stranger_errors(made, strange, ctx.root.path(source.name)):
                     ctx.bad(error, self.assembly.subset)
                 made, item = part_of(made, np.flatnonzero(known)), item[known]
+            if exclude:  # only now: what else is wrong with these records is told too
+                left = np.flatnonzero(~np.isin(made.places[made.annotation], exclude))
+                made, item = part_of(made, left), item[left]
             yield made, item
 
     def table(self, lo: int, hi: int, rows: pa.StructArray, item: Ints, source: Ints) -> pa.Table:

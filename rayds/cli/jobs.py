@@ -7,7 +7,7 @@ import shlex
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -78,11 +78,9 @@ json_option = opt("--json", "as_json", is_flag=True, section="Output", help="Pri
 )
 @opt(
     "--python",
-    default="python",
-    show_default=True,
     metavar="PROGRAM",
     section="Job",
-    help="The cluster's Python that has Ray.",
+    help="The cluster's Python that has Ray; default: the one that runs Ray's workers.",
 )
 @json_option
 @click.pass_context
@@ -96,7 +94,7 @@ def submit(
     env_file: str | None,
     num_cpus: float | None,
     ship: str,
-    python: str,
+    python: str | None,
     as_json: bool,
 ) -> None:
     """Run a command of rayds as a job of a Ray cluster.
@@ -108,7 +106,7 @@ def submit(
     """
     from rayds.cli._remote import check_command
     from rayds.cli.main import cli
-    from rayds.jobs import check_secrets, open_access
+    from rayds.jobs import check_secrets, open_access, rayds_digest
     from rayds.jobs import env_file as read_env
 
     words = extra_words(ctx)
@@ -119,7 +117,9 @@ def submit(
         _warn(f"{', '.join(variables)}: Ray's dashboard shows a job's variables to all who may open it")
     access = open_access(address, insecure=insecure, require_auth=require_auth, warn=_warn, note=note)
     jobs = _connect(access)
-    lacks = _check_cluster(jobs, remote, python)
+    told = _check_cluster(jobs, remote, python)
+    lacks = told["digest"] != rayds_digest()
+    python = python or told["executable"]
     ship_rayds = ship == "always" or (ship == "auto" and lacks)
     id = _send(jobs, remote, variables, name, num_cpus, python, ship_rayds, ship != "never")
     if not wait:
@@ -148,17 +148,17 @@ def _connect(access: Access) -> Jobs:
     return jobs
 
 
-def _check_cluster(jobs: Jobs, remote: Remote, python: str) -> bool:
-    """Compare the cluster with this machine and the paths with its nodes; whether it lacks this rayds."""
+def _check_cluster(jobs: Jobs, remote: Remote, python: str | None) -> dict[str, Any]:
+    """Compare the cluster with this machine and the paths with its nodes; what the cluster told of itself."""
     import ray
 
-    from rayds.jobs import check_paths, check_versions, look, rayds_digest
+    from rayds.jobs import check_paths, check_versions, look
 
     told = jobs.probe(python, remote.inputs, remote.outputs)
     check_versions(told, tuple(sys.version_info[:3]), ray.__version__, jobs.access.url)
     if remote.inputs or remote.outputs:
         check_paths(told, remote.inputs, remote.outputs, {p: look(p) for p in remote.inputs}, _warn)
-    return bool(told["digest"] != rayds_digest())
+    return told
 
 
 def _send(

@@ -33,6 +33,15 @@ _LOGGERS = (
 _EXIT = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
+# The interpreter of Ray's workers, from the command line of its daemon (the parent of the process that starts jobs):
+# the `python` on the PATH may be another one. Where that does not work, as on macOS, it is taken.
+FIND_PYTHON = r"""
+raylet=$(sed 's/.*) //' /proc/$PPID/stat 2>/dev/null | cut -d' ' -f2)
+python=$(tr '\0' '\n' </proc/$raylet/cmdline 2>/dev/null | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p')
+[ -x "$python" ] || python=python
+""".strip()
+
+
 @dataclass(frozen=True)
 class Job:
     """What is known of a job. start, end: seconds since 1970; code: what its process returned.
@@ -74,7 +83,10 @@ class Jobs:
 
             for name in _LOGGERS:
                 logging.getLogger(name).setLevel(logging.WARNING)  # it logs what is told here better
-            self._client: JobSubmissionClient = JobSubmissionClient(access.url, headers=dict(access.headers))
+            # Under RAY_AUTH_MODE=token Ray's client adds the token by itself, also where nobody asked for it and over
+            # plain http, unless the header is there.
+            headers = {"Authorization": "", **access.headers}
+            self._client: JobSubmissionClient = JobSubmissionClient(access.url, headers=headers)
 
     def submit(
         self,
@@ -178,16 +190,24 @@ class Jobs:
             loop.close()
 
     def probe(
-        self, python: str, inputs: Sequence[str] = (), outputs: Sequence[str] = (), seconds: float = 120.0
+        self,
+        python: str | None,
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
+        seconds: float = 120.0,
     ) -> dict[str, Any]:
-        """What the cluster has (see _probe), told by a job that uses nothing of rayds there."""
+        """What the cluster has (see _probe), told by a job that uses nothing of rayds there.
+
+        python: the program that runs it; None: the one that runs Ray's workers.
+        """
         asked = json.dumps(
             {"inputs": list(inputs), "outputs": list(outputs), "needs": requirements(), "seconds": seconds}
         )
         with tempfile.TemporaryDirectory() as folder:
             package = Package(folder)
             package.add_script(_probe.__file__)
-            entrypoint = f"{shlex.quote(python)} {Path(_probe.__file__).name} {shlex.quote(asked)}"
+            program = f'{FIND_PYTHON}\n"$python"' if python is None else shlex.quote(python)
+            entrypoint = f"{program} {Path(_probe.__file__).name} {shlex.quote(asked)}"
             id = self.submit(entrypoint, package, {}, kind="probe", metadata={"rayds": "probe"})
         end = time.monotonic() + 2 * seconds + 60
         while not (job := self.job(id)).ended:
@@ -204,7 +224,7 @@ class Jobs:
                 return told
         last = log.strip().splitlines()[-1:] or [job.message]
         raise EngineError(
-            f"the cluster can't run {python!r} ({last[0]}); name the Python of its Ray by --python, or start Ray with its "
+            f"the cluster can't run {python or 'its Python'!r} ({last[0]}); name the Python of its Ray by --python, or start Ray with its "
             "environment first on PATH"
         )
 

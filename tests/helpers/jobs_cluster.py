@@ -50,7 +50,6 @@ class Cluster:
         self.bin = bare_python(self.folder / "env")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "RAYDS"))}
         self.env |= {
-            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token" if token else "disabled",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -2,7 +2,10 @@
 
 import http.server
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -193,3 +196,16 @@ class TestAddress:
     )
     def test_loopback(self, url, yes):
         assert is_loopback(url) is yes
+
+
+def test_an_open_cluster_elsewhere_gets_no_token_from_rays_client_either(server):
+    """In token mode Ray's client sends one by itself; its mode is fixed when Ray is imported, so in a process of its own."""
+    server.closed = False
+    url = f"http://0.0.0.0:{server.server_port}"  # this machine, but by no loopback address
+    code = f"from rayds.jobs import Jobs, open_access\nJobs(open_access({url!r}, warn=print, note=print))"
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "TAKES JOBS WITHOUT A TOKEN" in done.stdout
+    assert len(server.sent) >= 2  # ours and those of Ray's client
+    assert not any(server.sent)

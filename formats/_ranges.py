@@ -9,7 +9,6 @@ RecordScanner finds in one pass.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +33,7 @@ from rayds.formats._records import (
     without_bom,
 )
 from rayds.storage import Storage
+from rayds.urls import split_archive
 
 MIN_RANGE = 16
 _SAMPLE = 1 << 20  # of a range, to guess its state from
@@ -393,7 +393,6 @@ def file_changed(name: str, run: Run) -> DataError:
 
 def whole_files(storage: Storage) -> str | None:
     """Why files of a storage can't be read by ranges; None when they can."""
-    scheme = posixpath.normpath(storage.url).partition(":")[0].lower()
-    if "::" in storage.url or scheme in ("zip", "tar", "libarchive", "gzip"):
+    if split_archive(storage.url) or "::" in storage.url:
         return "a member of an archive is read from its beginning"
     return None

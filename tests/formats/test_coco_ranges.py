@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,15 @@ def test_the_reader_of_whole_files_takes_over_and_says_so(tmp_path: Path) -> Non
             str(path), "coco_instances", engine=LocalEngine(2), range_size="99"
         ).to_arrow()
     assert made.num_rows == 5
+
+
+def test_a_member_of_an_archive_is_read_by_one_task(tmp_path: Path) -> None:
+    (tmp_path / "in/annotations").mkdir(parents=True)
+    coco_file(tmp_path / "in/annotations", *many())
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "in")
+    with pytest.warns(UserWarning, match="a member of an archive"):
+        made = rayds.Dataset.import_from(archive, "coco", engine="local", range_size="900").to_arrow()
+    assert made.num_rows == 40
 
 
 def test_ranges_for_big_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,7 +330,7 @@ class Remote:
             if isinstance(e, Exception):
                 text = f"{self.url(target)}: replacing the old output was interrupted ({reason(e)}). The new one is complete in "
                 told = StorageError(
-                    f"{text}{self.url(staging)}: copy it from there, or run again with --overwrite"
+                    f"{text}{self.url(staging)}: copy it from there, or run again with --overwrite (and --resume, to do no more than that)"
                 )
                 told.keeps_staging = True  # type: ignore[attr-defined]
                 raise told from e

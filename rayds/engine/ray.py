@@ -342,7 +342,7 @@ def connect(address: str | None = None, num_cpus: int | None = None, store_bytes
         except (ConnectionError, RayError) as e:
             raise EngineError(f"can't connect to the Ray cluster at {address!r}: {e}") from e
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the console; Ray's log files keep everything
+        if handler.name == "console":  # Ray's log files keep everything; other handlers are not ours
             handler.setLevel(logging.CRITICAL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -370,3 +371,20 @@ def test_chain_gives_one_after_the_other(engine: Engine) -> None:
 def test_fold_inputs_keeps_the_order_of_the_inputs(engine: Engine) -> None:
     assert engine.fold_inputs(range(5), lambda n: [n * n], list.__add__) == [0, 1, 4, 9, 16]
     assert engine.fold_inputs([], lambda n: [n], list.__add__) is None
+
+
+@pytest.mark.ray
+def test_only_the_console_of_ray_is_quiet(ray_engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Ray Data's messages stay off the terminal; what others capture of the log, they still get."""
+    from rayds.engine.ray import connect
+
+    assert list(ray_engine.iterate(ray_engine.source([1], one_block)))
+    connect()
+    logging.getLogger("rayds").warning("told")
+    assert "told" in caplog.text
+    consoles = [h for h in logging.getLogger("ray.data").handlers if h.name == "console"]
+    assert [h.level for h in consoles] == [logging.CRITICAL]
+
+
+def one_block(shard: int) -> Iterator[pa.Table]:
+    yield pa.table({"id": [str(shard)]})

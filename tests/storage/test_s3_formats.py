@@ -114,7 +114,11 @@ def test_overwrite(format: str, s3: Storage, tmp_path: Path) -> None:
     assert files_of(s3) == files_of(Storage(tmp_path / "x"))
 
 
-def test_a_replacement_that_breaks_keeps_the_new_output(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.filterwarnings("ignore:an interrupted run")
+def test_a_replacement_that_breaks_keeps_the_new_output(
+    resume: bool, s3: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The storage fails for good while the new output takes the place of the old one."""
     made(2).export(s3.url, "coco", save_media=True)
 
@@ -123,15 +127,16 @@ def test_a_replacement_that_breaks_keeps_the_new_output(s3: Storage, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr("rayds.s3.S3Remote.copy_tree", broken)
-        with pytest.raises(dm.StorageError, match=r"complete in s3://\S+\.staging") as told:
+        with pytest.raises(dm.StorageError, match=r"complete in s3://\S+/data") as told:
             made(6).export(s3.url, "coco", overwrite=True, save_media=True)
     with pytest.raises(dm.StorageError, match="being put in place"):
         dm.Dataset.import_from(s3.url)
-    staging = re.search(r"complete in (\S+\.staging)", str(told.value))
+    staging = re.search(r"complete in (\S+/data)", str(told.value))
     assert staging is not None
     assert len(dm.Dataset.import_from(staging[1])) == 6
-    made(6).export(s3.url, "coco", overwrite=True, save_media=True)
-    assert files_of(s3) == files_of(Storage(staging[1]))
+    whole = files_of(Storage(staging[1]))
+    made(6).export(s3.url, "coco", overwrite=True, save_media=True, resume=resume)
+    assert files_of(s3) == whole
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -140,6 +140,8 @@ def test_the_documented_way_from_nothing_to_a_finished_job(environment, cluster,
         line, _, wanted = (
             part.replace("http://127.0.0.1:8265", cluster.url).replace("JOB", job).partition("\n")
         )
+        # A line of dots stands for any lines, none too: a quick job tells no progress.
+        wanted = re.sub(r"^\.\.\.\n", "...", wanted, flags=re.MULTILINE)
         result = CliRunner().invoke(cli, shlex.split(line)[1:])
         assert result.exit_code == 0, result.output
         assert doctest.OutputChecker().check_output(wanted, result.output, flags), f"{line}\n{result.output}"

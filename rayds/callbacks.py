@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,15 @@ def _record(error: Exception, item: DatasetItem, policy: OnError) -> dict[str, A
     if policy is OnError.RAISE:
         raise named from error
     return {"subset": item.subset, **named.record()}
+
+
+def named(fn: Callable[..., Any]) -> str:
+    """What a function is called, with the arguments it is bound to: equal for equal work, as far as that can be told."""
+    if isinstance(fn, partial):
+        args = [named(a) if callable(a) else repr(a) for a in fn.args]
+        args += [f"{k}={v!r}" for k, v in fn.keywords.items()]
+        return f"{named(fn.func)}({', '.join(args)})"
+    return getattr(fn, "__qualname__", None) or repr(fn)
 
 
 def map_items(fn: Callable[[DatasetItem], DatasetItem | None], policy: OnError, block: Block) -> Block:

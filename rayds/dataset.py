@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayds.callbacks import map_items, select_items
+from rayds.callbacks import map_items, named, select_items
 from rayds.categories import Categories
 from rayds.engine import make_engine
 from rayds.engine.base import Block, Blocks, Engine, add_counts
@@ -28,9 +28,8 @@ from rayds.format import (
     WriteContext,
 )
 from rayds.item import DatasetItem, from_table, to_table
-from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
 from rayds.listing import Listing
-from rayds.op import Op, prepared
+from rayds.operations import Operating
 from rayds.reading import ShardReader, Source, expected_items
 from rayds.registry import detect_format, get_format
 from rayds.report import Report
@@ -43,7 +42,7 @@ from rayds.training import Feeding
 Build = Callable[[Engine], Blocks]
 
 
-class Dataset(Feeding):
+class Dataset(Feeding, Operating):
     """A dataset of items: images, frames or point clouds with annotations.
 
     Make one with `import_from`, `from_iterable`, `from_arrow` or `from_ray`. It is a recipe: nothing is read
@@ -72,10 +71,11 @@ class Dataset(Feeding):
         self._format, self._path, self._size, self._expect = format, path, size, expect
         self._engine, self._on_error = engine, OnError(on_error)
         self._counts: dict[str, int] | None = None
-        self._derived = False
-        self._source: Source | None = None  # where the blocks come from, if they are a source's as it is
+        self._steps: tuple[str, ...] = ()  # what was done to what was read
+        self._sources: tuple[Source, ...] = ()  # what was read
 
-    def _derive(self, build: Build, **changes: Any) -> Dataset:
+    def _derive(self, build: Build, step: str, *others: Dataset, **changes: Any) -> Dataset:
+        """A dataset made of this one, and of others where it takes several; step: what is done, for --resume."""
         own: dict[str, Any] = {
             "ids": self._ids,
             "infos": self._infos,
@@ -87,7 +87,8 @@ class Dataset(Feeding):
         }
         categories = changes.pop("categories", self._categories)
         made = Dataset(build, categories, **{**own, **changes})
-        made._derived = True
+        made._steps = (*(s for d in (self, *others) for s in d._steps), step)
+        made._sources = tuple(s for d in (self, *others) for s in d._sources)
         return made
 
     # making
@@ -142,7 +143,7 @@ class Dataset(Feeding):
             narrow=lambda columns: lambda engine: blocks(engine, columns),
         )
         by_shards = partial(fmt.by_shards, plan, made)
-        dataset._source = Source(plan.shards, fmt.name, made, policy, reader, by_shards)
+        dataset._sources = (Source(path, plan.shards, fmt.name, made, policy, reader, by_shards),)
         return dataset
 
     @classmethod
@@ -213,11 +214,11 @@ class Dataset(Feeding):
         """The rows that fn leaves, which looks at id and subset only."""
         narrow = self._narrow
         narrowed = narrow and (lambda columns: lambda engine: engine.map(narrow(columns)(engine), fn))
-        return self._derive(lambda engine: engine.map(self._build(engine), fn), narrow=narrowed)
+        return self._derive(lambda engine: engine.map(self._build(engine), fn), named(fn), narrow=narrowed)
 
     def _narrowed(self, columns: frozenset[str]) -> Dataset:
         """The dataset with these columns only (others may be there, or empty), not to be shown to users."""
-        return self if self._narrow is None else self._derive(self._narrow(columns))
+        return self if self._narrow is None else self._derive(self._narrow(columns), "some columns")
 
     def _recipe(self, columns: Any, decode: bool, resize: Any, fit: str, targets: Any, multi: bool) -> Recipe:
         labels = len(self._categories.labels)
@@ -281,7 +282,7 @@ class Dataset(Feeding):
         first = ", ".join(labels.names()[:5]) + (", ..." if len(labels) > 5 else "")
         parts = [f"format={self._format}" if self._format else "in memory" if self._path is None else ""]
         if self._path:
-            parts.append(f"{'derived from ' if self._derived else 'path='}{self._path!r}")
+            parts.append(f"{'derived from ' if self._steps else 'path='}{self._path!r}")
         if self._counts is None and self._path is None and self._engine != "ray":
             self._subset_counts()
         if self._counts is not None:
@@ -301,7 +302,7 @@ class Dataset(Feeding):
         """
         if "categories" in changes:
             changes["categories"] = Categories.of(changes["categories"])
-        return self._derive(lambda engine: engine.map(self._build(engine), fn), **changes)
+        return self._derive(lambda engine: engine.map(self._build(engine), fn), named(fn), **changes)
 
     def map(self, fn: Callable[[DatasetItem], DatasetItem | None], *, categories: Any = None) -> Dataset:
         """fn over items; None leaves the item out. categories: those of the result, when fn changes labels."""
@@ -312,52 +313,14 @@ class Dataset(Feeding):
         """The items for which fn is true."""
         return self.map_batches(partial(select_items, fn, self._on_error))
 
-    def transform(self, op: Op | str, **options: Any) -> Dataset:
-        """The dataset after an operation: a plug-in by its name, with its options, or an Op object."""
-        made, categories = prepared(op, options, self._categories)
-        changes: dict[str, Any] = {} if made.keeps_ids else {"ids": "unknown"}
-        return self._derive(
-            lambda engine: made.run(engine, self._build(engine)), categories=categories, **changes
-        )
-
-    def run_model(
-        self,
-        launcher: Launcher | str,
-        *,
-        batch_size: int = 16,
-        workers: int = 1,
-        num_cpus: float = 1,
-        num_gpus: float = 0,
-        keep: bool = False,
-        **options: Any,
-    ) -> Dataset:
-        """The dataset with the annotations that a model gives its images: a plug-in by its name, with its options, or a Launcher.
-
-        keep: add to the annotations that are there instead of replacing them. batch_size: images at a time.
-        workers: how many load the model (on Ray), each with num_cpus and num_gpus.
-        """
-        made = make_launcher(launcher, options)
-        categories, index = joined_categories(made.categories(), self._categories, keep)
-        stage = partial(Inference, made, index, keep=keep, on_error=self._on_error)
-
-        def build(engine: Engine) -> Blocks:
-            return engine.map_stateful(
-                self._build(engine),
-                stage,
-                batch_rows=batch_size,
-                workers=workers,
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-            )
-
-        return self._derive(build, categories=categories, ids="unknown")
-
     def put(self, item: DatasetItem) -> Dataset:
         """The dataset with an item at its end; one of the same id and subset is replaced."""
         rest = self.remove(item.id, item.subset)
         table = to_table([item])
         return rest._derive(
-            lambda engine: engine.chain([rest._build(engine), engine.source([table], _itself)]), ids="unknown"
+            lambda engine: engine.chain([rest._build(engine), engine.source([table], _itself)]),
+            f"put {item!r}",
+            ids="unknown",
         )
 
     def remove(self, id: str, subset: str | None = None) -> Dataset:
@@ -368,7 +331,7 @@ class Dataset(Feeding):
         """The dataset read into memory (of the cluster, on Ray), so that it is read once only."""
         engine, blocks = self._run()
         held = engine.materialize(blocks)
-        return self._derive(lambda other: other.adopt(held), engine=engine)
+        return self._derive(lambda other: other.adopt(held), "materialize", engine=engine)
 
     # leaving
 
@@ -443,8 +406,8 @@ class Dataset(Feeding):
                 self._build(found),
                 fmt,
                 ctx,
-                source=self._source,
-                inputs=(self._path,) if self._path else (),
+                sources=self._sources,
+                steps=self._steps,
                 overwrite=overwrite,
                 strict=strict,
                 resume=resume,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -172,8 +172,8 @@ def export(
     fmt: Format,
     ctx: WriteContext,
     *,
-    source: Source | None = None,
-    inputs: tuple[str, ...] = (),
+    sources: Sequence[Source] = (),
+    steps: Sequence[str] = (),
     overwrite: bool = False,
     strict: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -181,7 +181,7 @@ def export(
 ) -> Report:
     """Write blocks as a dataset of a format to ctx.out: all of it or nothing.
 
-    source: where the blocks come from, when they are a source's as it is. resume: go on with an interrupted run of the
+    sources: what the blocks were read from; steps: what was done to them since. resume: go on with an interrupted run of the
     same job, if there is one, and leave what is complete for another run when this one fails.
     Raises OutputExistsError, ResumeError, DataError (a bad item under the policy raise) or LossError (strict).
     """
@@ -190,8 +190,9 @@ def export(
     fmt.prepare(ctx)
     check = partial(writable_items, len(ctx.categories.labels), ctx.on_error)
     blocks = engine.map(blocks, check)
-    shards = source if source is not None and source.by_shards(engine) else None
-    what = identity(fmt, ctx, source, inputs) | {"read_shard_by_shard": shards is not None}
+    inputs = tuple(source.path for source in sources)
+    shards = sources[0] if len(sources) == 1 and not steps and sources[0].by_shards(engine) else None
+    what = identity(fmt, ctx, sources, steps) | {"read_shard_by_shard": shards is not None}
     ahead = bool(getattr(engine, "restartable", False))
 
     def run() -> Report:

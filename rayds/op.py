@@ -24,12 +24,13 @@ class Op(ABC):
     """Base of operations: a new dataset from a dataset.
 
     name: its entry point in the group rayds.ops. title: one line for lists. keeps_ids: whether annotation ids
-    are as unique after it as before. `Op(**options)` checks the options; self.options has them.
+    are as unique after it as before. keeps_items: whether there are as many items. `Op(**options)` checks the options; self.options has them.
     """
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     keeps_ids: ClassVar[bool] = True
+    keeps_items: ClassVar[bool] = True
 
     @dataclass(frozen=True)
     class Options(base.Options):

@@ -26,12 +26,23 @@ def option(
     choices: Sequence[str] = (),
     aliases: Sequence[str] = (),
     short: str = "",
+    split: bool = True,
+    words: int = 1,
 ) -> Any:
     """A field of an Options class. aliases: other spellings of the flag; choices: the allowed texts.
 
-    A choice may be spelled "masks=mask" to accept masks for mask. short: a one-letter flag, e.g. "s".
+    A choice may be spelled "masks=mask" to accept masks for mask. short: a flag that is written with one dash, e.g. "s".
+    split=False: commas are part of a value, which is given many times instead. words: how many values, of a tuple,
+    follow the flag.
     """
-    metadata = {"help": help, "choices": tuple(choices), "aliases": tuple(aliases), "short": short}
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "aliases": tuple(aliases),
+        "short": short,
+        "split": split,
+        "words": words,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -78,10 +89,14 @@ class Options:
                 if base is bool and (not words or words[0].lower() not in _TRUE | _FALSE):
                     value = "true"
                 elif not words or _flag_name(words[0]) in flags:
-                    raise UsageError(f"the option --{name} needs a value")
+                    raise UsageError(f"the option {word} needs a value")
                 else:
                     value = words.pop(0)
-            if many and f.name in values:
+                    more = f.metadata.get("words", 1) - 1
+                    if more and "," not in value:  # 2 3, or 2,3
+                        value = ",".join([value, *words[:more]])
+                        del words[:more]
+            if many and f.name in values and f.metadata.get("words", 1) == 1:
                 values[f.name] = (*values[f.name], *_coerce(f, value, hints[f.name]))
             else:
                 values[f.name] = _coerce(f, value, hints[f.name])
@@ -116,7 +131,9 @@ class Options:
             elif base is bool:
                 flag += " [true|false]"
             else:
-                flag += f" {base.__name__.upper()}{'[,...]' if many else ''}"
+                kind, n = base.__name__.upper(), f.metadata.get("words", 1)
+                more = "[,...]" if f.metadata.get("split", True) else ", repeatable"
+                flag += " " + (" ".join([kind] * n) if n > 1 else f"{kind}{more if many else ''}")
             default = "required" if f.default is MISSING else _show(f.default)
             rows.append((flag, default, f.metadata.get("help", "")))
         return rows
@@ -156,7 +173,11 @@ def _coerce(f: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     if many:
         if not isinstance(value, (str, list, tuple, set, frozenset)):
             value = [value]
-        parts = value.split(",") if isinstance(value, str) else list(value)
+        splits = f.metadata.get("split", True)
+        parts = (value.split(",") if splits else [value]) if isinstance(value, str) else list(value)
+        expected = f.metadata.get("words", 1)
+        if expected > 1 and len(parts) != expected:
+            raise UsageError(f"{flag}: {expected} values are needed, not {len(parts)}")
         return tuple(_one(f, flag, p.strip() if isinstance(p, str) else p, base) for p in parts if p != "")
     return _one(f, flag, value, base)
 

@@ -52,12 +52,13 @@ class ShardReader:
 
 @dataclass
 class Source:
-    """The shards of a dataset that comes from a format as it is, and how to read them.
+    """The shards of a dataset that a format reads, and how to read them.
 
-    name, options, on_error: of the format and its reader; they tell whether two sources are the same.
+    path: what the user named. name, options, on_error: of the format and its reader; they tell whether two sources are the same.
     by_shards: whether an engine reads it shard by shard (see Format.by_shards).
     """
 
+    path: str
     shards: Sequence[Shard]
     name: str
     options: Any

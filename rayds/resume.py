@@ -34,7 +34,9 @@ class Keeping(Storage):
         self.removed.append(name)
 
 
-def identity(fmt: Format, ctx: WriteContext, source: Source | None, inputs: Sequence[str]) -> dict[str, Any]:
+def identity(
+    fmt: Format, ctx: WriteContext, sources: Sequence[Source], steps: Sequence[str]
+) -> dict[str, Any]:
     """What makes an output what it is, as JSON: two jobs with the same may share their work."""
     made: dict[str, Any] = {
         "rayds_version": __version__,
@@ -44,17 +46,23 @@ def identity(fmt: Format, ctx: WriteContext, source: Source | None, inputs: Sequ
         "on_error": str(ctx.on_error),
         "categories": _hash(ctx.categories.to_json()),
         "facts_about_the_source": _hash([ctx.ids, ctx.infos, ctx.source_format]),
-        "input": [Storage(i).url for i in inputs],
+        "input": [Storage(s.path).url for s in sources],
+        "operations": list(steps),
     }
-    if source is not None:
+    if sources:
         made |= {
-            "input_format": source.name,
-            "input_options": _options(source.options),
-            "input_on_error": str(source.on_error),
-            "shards_of_the_input": len(source.shards),
-            "names_and_sizes_of_the_shards": _hash([_shard(s) for s in source.shards]),
+            "input_format": _each([s.name for s in sources]),
+            "input_options": _each([_options(s.options) for s in sources]),
+            "input_on_error": _each([str(s.on_error) for s in sources]),
+            "shards_of_the_input": _each([len(s.shards) for s in sources]),
+            "names_and_sizes_of_the_shards": _hash([[_shard(one) for one in s.shards] for s in sources]),
         }
     return json.loads(json.dumps(made))  # type: ignore[no-any-return]
+
+
+def _each(values: list[Any]) -> Any:
+    """The only value as it is, several by their numbers: so that what differs can be told of each."""
+    return values[0] if len(values) == 1 else {str(i): value for i, value in enumerate(values)}
 
 
 def _options(options: Any) -> dict[str, Any]:

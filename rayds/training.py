@@ -47,7 +47,11 @@ class Feeding:
         """
         own = _own(self)
         _check_shards("repartition into", shards, by)
-        return own._derive(lambda engine: repartition(engine, own._build(engine), shards, by))
+        return own._derive(
+            lambda engine: repartition(engine, own._build(engine), shards, by),
+            f"{shards} shards by {by}",
+            expect=own._expect,
+        )
 
     def shard(self, index: int, count: int, by: str = "id") -> Dataset:
         """The items of one of `count` shards (index 0 to count - 1), in their order; as `repartition` has them.
@@ -79,7 +83,7 @@ class Feeding:
         own = _own(self)
         rank, size = _train_rank()
         engine = "local" if own._engine in (None, "auto") else own._engine
-        return own._derive(own._build, engine=engine, narrow=own._narrow).shard(rank, size, by)
+        return own._derive(own._build, "worker", engine=engine, narrow=own._narrow).shard(rank, size, by)
 
     def to_ray(
         self,

@@ -136,3 +136,24 @@ def test_descriptions_for_help_and_docs() -> None:
     assert rows["--limit"][:2] == ("--limit INT", "-")
     assert rows["--sizes"][:2] == ("--sizes FLOAT[,...]", "1.0,2.0")
     assert Needs.describe() == [("--label-file STR", "required", "must be given")]
+
+
+@dataclass(frozen=True)
+class Words(Options):
+    grid: tuple[int, ...] = option((1, 1), help="rows and columns", words=2)
+    rename: tuple[str, ...] = option((), help="pairs", split=False, short="l")
+
+
+def test_an_option_of_several_words() -> None:
+    assert Words.parse(["--grid", "2", "3", "-l", "a"]) == Words((2, 3), ("a",))
+    assert Words.parse(["--grid", "2,3"]) == Words.make({"grid": (2, 3)}) == Words((2, 3))
+    for words in (["--grid", "2"], ["--grid", "2,3,4"]):
+        with pytest.raises(UsageError, match="--grid: 2 values are needed"):
+            Words.parse(words)
+
+
+def test_commas_are_kept_where_values_may_have_them() -> None:
+    made = Words.parse(["-l", "a,b:c", "--rename", "d:e"])
+    assert made.rename == ("a,b:c", "d:e")
+    assert Words.make({"rename": "a,b"}).rename == ("a,b",)
+    assert [row[0] for row in Words.describe()] == ["--grid INT INT", "-l, --rename STR, repeatable"]

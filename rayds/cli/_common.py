@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -244,6 +245,28 @@ def spare_pandas() -> None:
         pa.array([True])
     finally:
         sys.meta_path.remove(Finder)
+
+
+def open_dataset(given: Mapping[str, Any]) -> Dataset:
+    """The dataset that the parameters of a command name, on the engine that they name; progress is told."""
+    from rayds.cli._progress import progress
+
+    if given["engine"] == "local" or (
+        given["engine"] == "auto" and not given["address"] and "RAY_ADDRESS" not in os.environ
+    ):
+        spare_pandas()
+    chosen = choose_engine(given["engine"], given["address"])
+    path, quiet = given["input_path"], given["quiet"]
+    with progress(f"looking at {path}", quiet):
+        dataset = read_dataset(
+            path,
+            given["input_format"],
+            given["read"],
+            engine=chosen,
+            on_error=given["on_error"],
+            quiet=quiet,
+        )
+        return in_shards(dataset, given["shards"], given["shard_by"])
 
 
 def reader_options(fmt: Format, read: Sequence[str]) -> Options:

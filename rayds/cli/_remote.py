@@ -143,7 +143,7 @@ def _options(
                 remote.value("", str(v), _role(param))
         elif isinstance(value, str) and not getattr(param, "is_flag", False):
             remote.words.append(flag)
-            before, equals, after = value.partition("=") if name == "read" else ("", "", value)
+            before, equals, after = value.partition("=") if name in ("read", "write") else ("", "", value)
             remote.value(before + equals, after, _role(param))
         elif getattr(param, "count", False):
             remote.words += [flag] * int(str(value))

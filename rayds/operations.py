@@ -1,0 +1,66 @@
+"""What a Dataset can have done to it by plug-ins: operations and models."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from rayds.engine.base import Blocks, Engine
+from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
+from rayds.op import Op, prepared
+
+if TYPE_CHECKING:
+    from rayds.dataset import Dataset
+
+
+class Operating:
+    """The part of Dataset that runs operations."""
+
+    def transform(self, op: Op | str, **options: Any) -> Dataset:
+        """The dataset after an operation: a plug-in by its name, with its options, or an Op object."""
+        own = _own(self)
+        made, categories = prepared(op, options, own._categories)
+        changes: dict[str, Any] = {} if made.keeps_ids else {"ids": "unknown"}
+        if made.keeps_items:
+            changes["expect"] = own._expect
+        return own._derive(
+            lambda engine: made.run(engine, own._build(engine)), repr(made), categories=categories, **changes
+        )
+
+    def run_model(
+        self,
+        launcher: Launcher | str,
+        *,
+        batch_size: int = 16,
+        workers: int = 1,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        keep: bool = False,
+        **options: Any,
+    ) -> Dataset:
+        """The dataset with the annotations that a model gives its images: a plug-in by its name, with its options, or a Launcher.
+
+        keep: add to the annotations that are there instead of replacing them. batch_size: images at a time.
+        workers: how many load the model (on Ray), each with num_cpus and num_gpus.
+        """
+        own = _own(self)
+        made = make_launcher(launcher, options)
+        categories, index = joined_categories(made.categories(), own._categories, keep)
+        stage = partial(Inference, made, index, keep=keep, on_error=own._on_error)
+
+        def build(engine: Engine) -> Blocks:
+            return engine.map_stateful(
+                own._build(engine),
+                stage,
+                batch_rows=batch_size,
+                workers=workers,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+            )
+
+        step = f"model {made!r}, keep={keep}"
+        return own._derive(build, step, categories=categories, ids="unknown")
+
+
+def _own(part: Operating) -> Dataset:
+    return cast("Dataset", part)

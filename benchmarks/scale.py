@@ -37,20 +37,20 @@ class Watch:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.driver = self.worker = self.store = 0  # MiB
+        self.shared = shared_memory()
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
         while not self.done.wait(0.2):
+            self.store = max(self.store, shared_memory() - self.shared)
             for pid in descendants(self.pid):
-                own, shared, name = memory_of(pid)
+                own, name = memory_of(pid)
                 if pid == self.pid:
                     self.driver = max(self.driver, own)
                 elif name.startswith("ray::"):
                     self.worker = max(self.worker, own)
-                elif name == "raylet":
-                    self.store = max(self.store, shared)
 
     def stop(self) -> None:
         self.done.set()
@@ -69,15 +69,21 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def memory_of(pid: int) -> tuple[int, int, str]:
-    """(own memory, shared memory, both MiB; name) of a process; zeros for one that has ended."""
+def shared_memory() -> int:
+    """MiB in /dev/shm, where Ray's object store is."""
+    found = os.statvfs("/dev/shm")
+    return ((found.f_blocks - found.f_bfree) * found.f_frsize) >> 20
+
+
+def memory_of(pid: int) -> tuple[int, str]:
+    """(own memory, MiB; name) of a process; zero for one that has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return 0, 0, ""
+        return 0, ""
     sizes = {k: int(v) >> 10 for k, v in re.findall(r"^(Rss\w+):\s+(\d+) kB", status, re.MULTILINE)}
-    return sizes.get("RssAnon", 0), sizes.get("RssShmem", 0), os.path.basename(words[0].decode())
+    return sizes.get("RssAnon", 0), os.path.basename(words[0].decode())
 
 
 def run_one(source: str, out: str, format: str, engine: str) -> None:

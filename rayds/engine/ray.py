@@ -6,11 +6,6 @@ starts the task of a dead worker again; after `retries` times the task itself ra
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +21,7 @@ import ray.data
 from ray.data._internal.execution.interfaces.task_context import TaskContext
 from ray.exceptions import RayError
 
+from rayds.engine._ray_cluster import connect, takes_no_cpu
 from rayds.engine._ray_io import (
     Carried,
     CountSink,
@@ -44,6 +40,8 @@ from rayds.engine._ray_parts import PART, by_part, unpacked, with_part
 from rayds.engine.base import Block, Engine, Stage, Writer, guarded
 from rayds.errors import EngineError
 from rayds.schema import empty_table
+
+__all__ = ["RayBlocks", "RayEngine", "connect"]
 
 T = TypeVar("T")
 
@@ -251,6 +249,7 @@ class RayEngine(Engine):
             return blocks
         with self._planning():
             dataset = blocks.dataset.repartition(target_num_rows_per_block=rows, strict=True)
+            takes_no_cpu(dataset)
         return RayBlocks(dataset, blocks.shards, blocks.size)
 
     def expand(self, blocks: RayBlocks, fn: Stage, rows: int) -> RayBlocks:
@@ -322,67 +321,6 @@ class RayEngine(Engine):
         context.raise_original_map_exception = True
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-
-
-def connect(address: str | None = None, num_cpus: int | None = None, store_bytes: int | None = None) -> None:
-    """Connect to a cluster, or start a private one, unless Ray runs in this process already; quietly."""
-    if not ray.is_initialized():
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
-        if address == "local":
-            # No dashboard and only this machine: a token, which Ray would leave in the home folder, guards nothing.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            options.update(num_cpus=num_cpus, object_store_memory=store_bytes, include_dashboard=False)
-        else:
-            _check_reachable(address)
-        try:
-            with _quiet_core():
-                ray.init(address=address, **options)
-        except (ConnectionError, RayError) as e:
-            raise EngineError(f"can't connect to the Ray cluster at {address!r}: {e}") from e
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.name == "console":  # Ray's log files keep everything; other handlers are not ours
-            handler.setLevel(logging.CRITICAL)
-
-
-def _check_reachable(address: str, seconds: float = 5.0) -> None:
-    """Raise EngineError when nobody answers at host:port; Ray itself would try for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto", or something that Ray knows better
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
-    except OSError as e:
-        raise EngineError(
-            f"no Ray cluster answers at {address!r} ({e}); check the address, and that its port is open to here"
-        ) from e
-
-
-@contextmanager
-def _quiet_core() -> Iterator[None]:
-    """Keep Ray's C++ core, started inside, from logging to stderr, which it does past Python.
-
-    It takes a level from the environment, and logs that it did: so stderr is held back meanwhile.
-    """
-    if "RAY_BACKEND_LOG_LEVEL" in os.environ:
-        yield
-        return
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(stderr, held.read())
-            raise
-        finally:
-            del os.environ["RAY_BACKEND_LOG_LEVEL"]
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 class _Actor:

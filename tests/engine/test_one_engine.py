@@ -182,7 +182,27 @@ print(sum(b.num_rows for b in engine.iterate(blocks)))
 
 
 def test_a_cluster_that_does_not_answer_is_told_at_once():
-    engine_module = pytest.importorskip("rayds.engine.ray")
+    engine_module = pytest.importorskip("rayds.engine._ray_cluster")
     with pytest.raises(EngineError, match=r"no Ray cluster answers at '127\.0\.0\.1:9'"):
         engine_module._check_reachable("127.0.0.1:9")
     engine_module._check_reachable("auto")
+
+
+@pytest.mark.ray
+def test_ray_data_still_reads_what_is_set_past_its_settings(ray_engine: Any) -> None:
+    """A Ray that has renamed these would be slow without a word."""
+    import inspect
+
+    import ray.data
+    from ray.data._internal.execution import resource_manager, streaming_executor_state
+
+    waits = inspect.getsource(streaming_executor_state.process_completed_tasks)
+    assert "timeout=WAIT_FOR_TASK_COMPLETION_TIMEOUT_S" in waits
+    assert streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S < 0.1
+    assert "self.GLOBAL_LIMITS_UPDATE_INTERVAL_S" in inspect.getsource(resource_manager.ResourceManager)
+    assert resource_manager.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S < 1
+    blocks = ray_engine.source([pa.table({"id": ["a"]})], lambda table: iter([table]))
+    operator = ray_engine.rechunk(blocks, 5).dataset._logical_plan.dag
+    assert operator.ray_remote_args["num_cpus"] == 0
+    planner = inspect.getsource(ray.data._internal.planner.plan_udf_map_op.plan_streaming_repartition_op)
+    assert "ray_remote_args=op.ray_remote_args" in planner

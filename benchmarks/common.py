@@ -10,8 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +24,12 @@ RAYDS = Path(sys.executable).with_name("rayds")
 PEER_PACKAGES = ("datumaro[cli,default]==1.13.12", "panlabel==0.7.0")
 
 
-def coco_dataset(images: int, seed: int = 0) -> Path:
-    """A folder with annotations/instances_train.json: about 7.3 objects an image, polygons of about 20 points."""
-    root = CACHE / f"coco-{images}"
+def coco_dataset(images: int, seed: int = 0, shuffled: bool = False) -> Path:
+    """A folder with annotations/instances_train.json: about 7.3 objects an image, polygons of about 20 points.
+
+    shuffled: annotations in random order, not in that of the images.
+    """
+    root = CACHE / (f"coco-{images}" + ("-shuffled" if shuffled else ""))
     path = root / "annotations" / "instances_train.json"
     if path.exists():
         return root
@@ -49,14 +56,35 @@ def coco_dataset(images: int, seed: int = 0) -> Path:
             }
             f.write(("," if i else "") + json.dumps(record, separators=(",", ":")))
         f.write('],"annotations":[')
-        n = 0
-        for i, objects in enumerate(random.geometric(1 / 7.3, images)):
-            for _ in range(objects):
-                n += 1
-                f.write(("," if n > 1 else "") + _annotation(random, n, i + 1, widths[i], heights[i]))
+        records = _annotations(random, widths, heights)
+        for i, text in enumerate(_in_random_order(records) if shuffled else records):
+            f.write(("," if i else "") + text)
         f.write("]}")
     temporary.rename(path)
     return root
+
+
+def _annotations(random: np.random.Generator, widths: Any, heights: Any) -> Iterator[str]:
+    n = 0
+    for i, objects in enumerate(random.geometric(1 / 7.3, len(widths))):
+        for _ in range(objects):
+            n += 1
+            yield _annotation(random, n, i + 1, widths[i], heights[i])
+
+
+def _in_random_order(lines: Iterable[str], hands: int = 64) -> Iterator[str]:
+    """Lines in random order without holding them: dealt to files by chance, each of which is then shuffled."""
+    chance = Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [Path(folder) / str(i) for i in range(hands)]
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(name, "w")) for name in names]
+            for line in lines:
+                chance.choice(files).write(line + "\n")
+        for name in names:
+            held = name.read_text().splitlines()
+            chance.shuffle(held)
+            yield from held
 
 
 def _annotation(random: np.random.Generator, id: int, image: int, width: int, height: int) -> str:

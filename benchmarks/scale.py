@@ -4,7 +4,9 @@ For each number of images, output format and engine: seconds, peak memory of the
 process (workers; without what they map of the object store), objects in the store, tasks; the rows of input and
 output are counted apart from rayds and must be equal. Peers run under a memory limit, as they hold everything.
 
-usage: python benchmarks/scale.py [--images 10000,100000,1000000] [--engines local,ray] [--peers datumaro,panlabel] [rayds coco]
+--shuffled: with the annotations of the file in random order, which have to be brought together by image.
+
+usage: python benchmarks/scale.py [--images 10000,100000,1000000] [--engines local,ray] [--peers datumaro,panlabel] [--shuffled] [rayds coco]
 """
 
 from __future__ import annotations
@@ -108,7 +110,11 @@ def run_one(source: str, out: str, format: str, engine: str) -> None:
         import ray
 
         found["tasks"] = len(
-            {e["args"].get("task_id") for e in ray.timeline() if e["cat"].startswith("task")}
+            {
+                e["args"].get("task_id")
+                for e in ray.timeline()
+                if e["cat"].startswith("task::") and "Actor" not in e["cat"]
+            }
         )
     print(json.dumps(found))
 
@@ -194,6 +200,7 @@ def main() -> None:
     parser.add_argument("--images", default="10000,100000,1000000")
     parser.add_argument("--engines", default="local,ray")
     parser.add_argument("--peers", default="")
+    parser.add_argument("--shuffled", action="store_true")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("formats", nargs="*", default=["rayds", "coco"])
     args = parser.parse_args()
@@ -201,9 +208,12 @@ def main() -> None:
         run_one(*args.one)
         return
     for images in map(int, args.images.split(",")):
-        source = coco_dataset(images)
+        source = coco_dataset(images, shuffled=args.shuffled)
         expected = counted(source / "annotations")
-        print(f"{images:,} images, {expected[1]:,} annotations", flush=True)
+        print(
+            f"{images:,} images, {expected[1]:,} annotations{' in random order' if args.shuffled else ''}",
+            flush=True,
+        )
         for format in args.formats:
             for engine in args.engines.split(","):
                 with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from rayds.engine.base import Engine
 from rayds.errors import DataError, FormatError, UsageError
 from rayds.formats._ranges import MIN_RANGE
 from rayds.listing import Listing
+from rayds.parallel import memory_bytes
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
 from rayds.storage import Storage
 
@@ -22,8 +23,9 @@ SECTIONS = ("images", "annotations")
 _NAME = re.compile(rf"^({'|'.join(TASKS)})_(.+)\.json$")
 # What of a file name is no part of the item's id: no more than what the writer can tell again.
 EXTENSION = r"([^/])\.[A-Za-z0-9]{1,5}$"
-# From these sizes of a subset's annotation files on, they are read by ranges of RANGE bytes.
-RANGES_FROM = 2 << 30
+# From these sizes of a subset's annotation files on, they are read by ranges of RANGE bytes: on Ray, and in one process
+# where one task would come near to its memory. It is faster while it can (1.6 times for annotations in no order).
+RANGES_FROM, RANGES_FROM_MEMORY = 2 << 30, 0.25
 # On a cluster of many CPUs already from this size on: one task would keep them waiting.
 MANY_CPUS, MANY_RANGES_FROM = 8, 256 << 20
 RANGE = 64 << 20
@@ -75,8 +77,11 @@ def range_size(options: Any, size: int, engine: Engine | None) -> tuple[int, boo
         return parse_size(wanted), True
     if engine is None or size < MANY_RANGES_FROM:
         return 0, False
-    many = engine.name != "local" and engine.cpus >= MANY_CPUS
-    return (RANGE if many or size >= RANGES_FROM else 0), False
+    if engine.name == "local":
+        enough = max(RANGES_FROM, int(memory_bytes() * RANGES_FROM_MEMORY))
+    else:
+        enough = MANY_RANGES_FROM if engine.cpus >= MANY_CPUS else RANGES_FROM
+    return (RANGE if size >= enough else 0), False
 
 
 def parse_size(text: str) -> int:

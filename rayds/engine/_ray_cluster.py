@@ -21,7 +21,7 @@ from rayds.errors import EngineError
 
 PROMPT_CPUS = 64  # up to so many CPUs the scheduler looks often; beyond, a look takes long and tasks are many
 WAIT_SECONDS = 0.01
-LIMITS_SECONDS = 0.02
+LIMITS_SECONDS = 0.1
 
 
 def connect(address: str | None = None, num_cpus: int | None = None, store_bytes: int | None = None) -> None:

@@ -355,6 +355,9 @@ def test_ranges_for_big_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(layout, "RANGES_FROM", 1000)
     monkeypatch.setattr(layout, "MANY_RANGES_FROM", 1000)
     assert rayds.Dataset.import_from(str(path), "coco_instances").to_arrow().num_rows == 40
+    assert not seen  # one process reads with one task what fits its memory
+    monkeypatch.setattr(layout, "memory_bytes", lambda: 1000)
+    assert rayds.Dataset.import_from(str(path), "coco_instances").to_arrow().num_rows == 40
     assert seen == [layout.RANGE]
     assert rayds.Dataset.import_from(str(path), "coco_instances", range_size="none").to_arrow().num_rows == 40
     assert len(seen) == 1

@@ -29,6 +29,7 @@ from rayds.format import (
 )
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.listing import Listing
+from rayds.losses import take_lost
 from rayds.operations import Operating
 from rayds.reading import ShardReader, Source, expected_items
 from rayds.registry import detect_format, get_format
@@ -228,7 +229,7 @@ class Dataset(Feeding, Operating):
         """The item tables, in order, without error rows."""
         engine, blocks = self._run()
         for block in engine.iterate(blocks):
-            good = split_errors(block)[0]
+            good = take_lost(split_errors(block)[0])[0]
             if good.num_rows:
                 yield good
 

@@ -20,7 +20,7 @@ from rayds.checks import writable_items
 from rayds.engine.base import Blocks, Engine, Position, Stage, guarded
 from rayds.errors import DataError, LossError, OnError, ResumeError
 from rayds.format import Capabilities, Format, WriteContext
-from rayds.losses import NOTE, Summary, summarize
+from rayds.losses import NOTE, Summary, merge_losses, summarize, take_lost
 from rayds.partial import Partial
 from rayds.reading import Source
 from rayds.report import Report
@@ -69,6 +69,7 @@ class ExportWriter:
         if lost:
             block = _keep(block, dict(lost), ctx)
         block, bad = split_errors(block)
+        block, lost_before = take_lost(block)
         if self.caps.needs_size:
             block = fill_sizes(block, ctx)
         if ctx.options.save_media and not self.fmt.own_media:
@@ -78,7 +79,7 @@ class ExportWriter:
         summary = summarize(block, self.caps, self.fmt.family)
         summary.items -= len(ctx.errors) - before
         summary.errors = error_records(bad) + ctx.errors
-        return Part(fragment, summary.merge(Summary(losses=ctx.losses)))
+        return Part(fragment, summary.merge(Summary(losses=merge_losses(lost_before, ctx.losses))))
 
     def trial(self, block: pa.Table, position: Position) -> None:
         """Write a block to nowhere, whatever is bad about it: whether the process survives it is the question."""

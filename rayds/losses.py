@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 
 from rayds.engine.base import add_counts
 from rayds.format import Capabilities
-from rayds.schema import AnnotationType, Flat, flat, media_field, single_chunk
+from rayds.schema import AnnotationType, Flat, flat, media_field, single_chunk, with_column
 from rayds.sql import query
 
 Losses = dict[str, tuple[int, str]]
 NOTE = "note: "  # kinds that begin with it are told, but are no loss under --strict
 
 _FEW = 256
+_LOST = "rayds_lost"  # in an item's extra: what operations could not keep of it, on its way to the report
 
 
 @dataclass
@@ -51,6 +52,38 @@ def merge_losses(a: Losses, b: Losses) -> Losses:
         had = out.get(kind)
         out[kind] = (n + had[0], had[1]) if had else (n, example)
     return out
+
+
+def lose(block: pa.Table, kind: str, counts: Any) -> pa.Table:
+    """The block, with a note for the report that an operation could not keep `counts[i]` things of a kind of row i."""
+    rows = np.flatnonzero(counts)
+    if not len(rows):
+        return block
+    extra = single_chunk(block, "extra").to_pylist()
+    for row in rows:
+        made = json.loads(extra[row]) if extra[row] else {}
+        lost = made.setdefault(_LOST, {})
+        lost[kind] = lost.get(kind, 0) + int(counts[row])
+        extra[row] = json.dumps(made)
+    return with_column(block, "extra", pa.array(extra, pa.string()))
+
+
+def take_lost(block: pa.Table) -> tuple[pa.Table, Losses]:
+    """(the block without the notes that `lose` made, what they say)."""
+    column = single_chunk(block, "extra")
+    if column.null_count == len(column):
+        return block, {}
+    rows = np.flatnonzero(pc.fill_null(pc.match_substring(column, f'"{_LOST}"'), False))
+    if not len(rows):
+        return block, {}
+    extra, ids = column.to_pylist(), single_chunk(block, "id")
+    losses: Losses = {}
+    for row in rows:
+        made = json.loads(extra[row])
+        for kind, n in made.pop(_LOST, {}).items():
+            losses = merge_losses(losses, {NOTE + kind: (n, f"item {ids[int(row)].as_py()!r}")})
+        extra[row] = json.dumps(made) if made else None
+    return with_column(block, "extra", pa.array(extra, pa.string())), losses
 
 
 def summarize(block: pa.Table, caps: Capabilities | None = None, family: str | None = None) -> Summary:

@@ -12,12 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
+
 from rayds import options as base
 from rayds.categories import Categories
 from rayds.engine.base import Block, Blocks, Engine
-from rayds.errors import EngineError, UsageError
+from rayds.errors import DataError, EngineError, OnError, UsageError
+from rayds.format import with_errors
 from rayds.registry import load
-from rayds.schema import ITEM_SCHEMA, conform
+from rayds.schema import ITEM_SCHEMA, conform, single_chunk
 
 
 class Op(ABC):
@@ -31,6 +35,7 @@ class Op(ABC):
     title: ClassVar[str] = ""
     keeps_ids: ClassVar[bool] = True
     keeps_items: ClassVar[bool] = True
+    on_error: OnError = OnError.RAISE  # that of the dataset, set before `run`
 
     @dataclass(frozen=True)
     class Options(base.Options):
@@ -58,6 +63,22 @@ class Op(ABC):
         """The operation on an engine: `apply` over every block. An operation that needs another primitive overrides it."""
         return engine.map(blocks, self._checked)
 
+    def infos(self, infos: Mapping[str, Any]) -> dict[str, Any]:
+        """What the result says of the whole dataset, by format family."""
+        return dict(infos)
+
+    def bad_items(self, block: Block, failed: Mapping[int, DataError]) -> Block:
+        """The block without the rows that failed, which become bad items; under the policy raise the first is raised."""
+        if not failed:
+            return block
+        if self.on_error is OnError.RAISE:
+            raise failed[min(failed)]
+        subsets = single_chunk(block, "subset")
+        errors = [{"subset": subsets[row].as_py(), **e.record()} for row, e in sorted(failed.items())]
+        keep = np.ones(block.num_rows, bool)
+        keep[list(failed)] = False
+        return with_errors(block.filter(pa.array(keep)), errors)
+
     def _checked(self, block: Block) -> Block:
         out = self.apply(block)
         if out.schema.equals(ITEM_SCHEMA):
@@ -68,12 +89,23 @@ class Op(ABC):
             raise EngineError(f"the operation {self.name!r} returned no item table: {e}") from e
 
 
-def prepared(op: Op | str, options: Mapping[str, Any], categories: Categories) -> tuple[Op, Categories]:
+def transform_class(name: str) -> type[Op]:
+    """The class of an operation by its name; raises UnknownNameError with the nearest names."""
+    found: type[Op] = load("ops", name)
+    if not (isinstance(found, type) and issubclass(found, Op)):
+        raise UsageError(f"{name!r} is no transform; it has a command of its own")
+    return found
+
+
+def prepared(
+    op: Op | str, options: Mapping[str, Any], categories: Categories, on_error: OnError = OnError.RAISE
+) -> tuple[Op, Categories]:
     """(an operation by name or as an object, ready to run; the categories of its result)."""
     if isinstance(op, str):
-        made: Op = load("ops", op)(**options)
+        made: Op = transform_class(op)(**options)
     elif options:
         raise UsageError(f"{op!r} has its options already; give {', '.join(options)} where it is made")
     else:
         made = copy.copy(op)  # `prepare` writes on it, and the caller's may be used again
+    made.on_error = on_error
     return made, made.prepare(categories)

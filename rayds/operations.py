@@ -19,12 +19,16 @@ class Operating:
     def transform(self, op: Op | str, **options: Any) -> Dataset:
         """The dataset after an operation: a plug-in by its name, with its options, or an Op object."""
         own = _own(self)
-        made, categories = prepared(op, options, own._categories)
+        made, categories = prepared(op, options, own._categories, own._on_error)
         changes: dict[str, Any] = {} if made.keeps_ids else {"ids": "unknown"}
         if made.keeps_items:
             changes["expect"] = own._expect
         return own._derive(
-            lambda engine: made.run(engine, own._build(engine)), repr(made), categories=categories, **changes
+            lambda engine: made.run(engine, own._build(engine)),
+            repr(made),
+            categories=categories,
+            infos=made.infos(own._infos),
+            **changes,
         )
 
     def run_model(

@@ -117,6 +117,17 @@ def media_rows(n: int, **columns: Any) -> pa.StructArray:
     return _struct(MEDIA_TYPE, n, {"kind": "image", **columns})
 
 
+def with_fields(rows: pa.StructArray, **columns: Any) -> pa.StructArray:
+    """Annotation structs with some of their fields replaced (arrays, scalars to repeat, or None for nulls)."""
+    fields = {f.name: pc.struct_field(rows, f.name) for f in ANNOTATION_TYPE}
+    unknown = set(columns) - set(fields)
+    if unknown:
+        raise KeyError(f"no such columns: {sorted(unknown)}")
+    for name, value in columns.items():
+        fields[name] = _column(value, len(rows), ANNOTATION_TYPE.field(name).type)
+    return pa.StructArray.from_arrays(list(fields.values()), fields=list(ANNOTATION_TYPE))
+
+
 def mask_rows(n: int, height: Any, width: Any, counts: Any) -> pa.StructArray:
     """n mask structs; rows whose `counts` is null become null masks."""
     arrays = [_column(v, n, t) for v, t in ((height, pa.int32()), (width, pa.int32()), (counts, pa.string()))]
@@ -206,6 +217,14 @@ def with_annotations(block: pa.Table, rows: pa.StructArray, counts: npt.NDArray[
     """The block with other annotations: `rows` flat, `counts[i]` of them for row i."""
     i = block.schema.get_field_index("annotations")
     return block.set_column(i, ITEM_SCHEMA.field("annotations"), list_of(rows, counts))
+
+
+def with_column(block: pa.Table, name: str, values: Any) -> pa.Table:
+    """The block with one of its columns replaced (an array, or a scalar to repeat)."""
+    field = ITEM_SCHEMA.field(name)
+    return block.set_column(
+        block.schema.get_field_index(name), field, _column(values, block.num_rows, field.type)
+    )
 
 
 def media_field(block: pa.Table, name: str) -> pa.Array:

@@ -20,10 +20,10 @@ _HASH_BITS = 62
 
 def shard_of(block: Block, shards: int, by: str) -> pa.Array:
     """The shard, 0..shards-1, of every row: by "id" (id and subset) or by "subset". int64."""
-    return _hashed(block, "subset || '/' || id" if by == "id" else "subset", shards)
+    return hashed(block, "subset || '/' || id" if by == "id" else "subset", shards)
 
 
-def _hashed(block: Block, key: str, n: int) -> pa.Array:
+def hashed(block: Block, key: str, n: int) -> pa.Array:
     """A hash from 0 to n - 1 of every row's key, an SQL expression. int64."""
     table = pa.table({"id": single_chunk(block, "id"), "subset": single_chunk(block, "subset")})
     # MD5 is slow for a hash, but will be the same in every version of every library.
@@ -53,12 +53,12 @@ def shuffled(engine: Engine, blocks: Blocks, window: int | None, seed: int, epoc
 
 
 def _sorted(key: str, block: Block) -> Block:
-    places = _hashed(block, key, 1 << _HASH_BITS).to_numpy()
+    places = hashed(block, key, 1 << _HASH_BITS).to_numpy()
     return block.take(pa.array(np.argsort(places, kind="stable")))
 
 
 def _mark_place(key: str, block: Block) -> Block:
-    return block.append_column(SHUFFLE_COLUMN, _hashed(block, key, 1 << _HASH_BITS))
+    return block.append_column(SHUFFLE_COLUMN, hashed(block, key, 1 << _HASH_BITS))
 
 
 def _unmark_place(block: Block) -> Block:

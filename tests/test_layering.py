@@ -36,7 +36,7 @@ BASE = (
     "rayds.schema",
 )
 CLI_API = (
-    "rayds", "rayds.dataset", "rayds.engine", "rayds.errors", "rayds.format", "rayds.jobs", "rayds.options",
+    "rayds", "rayds.dataset", "rayds.engine", "rayds.errors", "rayds.format", "rayds.jobs", "rayds.op", "rayds.options",
     "rayds.project", "rayds.registry", "rayds.report", "rayds.storage",
 )  # fmt: skip
 

@@ -231,8 +231,14 @@ def _mapped(label: int, remap: list[int]) -> int:
     return remap[label] if 0 <= label < len(remap) else label
 
 
-def header_text(categories: Categories, own: Mapping[str, Any], subset: str, kinds: Iterable[str]) -> str:
-    """The annotation file of a subset up to the first item. own: what was read with it; kinds: of media."""
+def header_text(
+    categories: Categories,
+    own: Mapping[str, Any],
+    subset: str,
+    kinds: Iterable[str],
+    infos: Mapping[str, Any] | None = None,
+) -> str:
+    """The annotation file of a subset up to the first item. own: what was read with it; kinds: of media; infos: more of them."""
     subsets = own.get("subsets") or {}
     said = subsets.get(subset) or {}
     top = dict(said.get("top") or {})
@@ -246,7 +252,7 @@ def header_text(categories: Categories, own: Mapping[str, Any], subset: str, kin
     header = {
         "dm_format_version": VERSION,
         "media_type": media_type,
-        "infos": said.get("infos") or {},
+        "infos": {**(said.get("infos") or {}), **(infos or {})},
         "categories": _categories_json(categories, own),
         **top,
     }

@@ -144,7 +144,7 @@ class Datumaro(Format):
                 listed.append(b",")
             listed.append(fragment["file"])
         for subset, listed in (parts or {DEFAULT_SUBSET: []}).items():
-            head = header.header_text(ctx.categories, own, subset, kinds).encode()
+            head = header.header_text(ctx.categories, own, subset, kinds, ctx.infos.get("dataset")).encode()
             ctx.out.concatenate([head, *listed, b"]}\n"], f"{ANNOTATIONS}/{subset}.json")
         ctx.out.remove(FRAGMENTS)
         if ctx.options.save_dataset_meta:

@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "convert": Entry("rayds.cli.convert", "Datasets", "Write a dataset in another format."),
+    "transform": Entry("rayds.cli.transform", "Datasets", "Split, relabel, rename, resize, ... a dataset."),
     "detect": Entry("rayds.cli.formats", "Datasets", "Tell which format a dataset has, and why."),
     "formats": Entry("rayds.cli.formats", "Formats", "List the formats, or show all about one."),
     "submit": Entry("rayds.cli.jobs", "Clusters", "Run a command as a job of a Ray cluster."),

@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from rayds.errors import EngineError
 
 PROMPT_CPUS = 64  # up to so many CPUs the scheduler looks often; beyond, a look takes long and tasks are many
-WAIT_SECONDS = 0.01
+WAIT_SECONDS = 0.02
 LIMITS_SECONDS = 0.1
 
 

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 BLOCK_BYTES = 16 << 20
 PARTITION_BYTES = 64 << 20
-EXPAND_ROWS = 128
+EXPAND_ROWS = 64
 RETRIES = 3
 _TASK, _ROW, _PARTIAL = "__task", "__row", "partial"
 
@@ -253,8 +253,15 @@ class RayEngine(Engine):
         return RayBlocks(dataset, blocks.shards, blocks.size)
 
     def expand(self, blocks: RayBlocks, fn: Stage, rows: int) -> RayBlocks:
-        # Items are small: one block holds work for minutes. Cut it, so that all workers get some.
-        return self._map(self.rechunk(blocks, EXPAND_ROWS), _expanded(fn, rows, self.retries))
+        # Items are small: one block holds work for minutes. It is cut where it is made, so that all workers get some.
+        cut = self._map(blocks, _same)
+        if cut.dataset is None:
+            return cut
+        with self._planning():
+            dataset = cut.dataset.repartition(target_num_rows_per_block=EXPAND_ROWS)
+        pieces = RayBlocks(dataset, blocks.shards, blocks.size)
+        # memory: other arguments than those of the reading, with which it would else be one task.
+        return self._map(pieces, _expanded(fn, rows, self.retries), memory=1)
 
     def materialize(self, blocks: RayBlocks) -> ray.data.Dataset | None:
         if blocks.dataset is None:
@@ -379,6 +386,10 @@ def _numbered() -> Stage:
         return block.append_column(_TASK, task).append_column(_ROW, place)
 
     return run
+
+
+def _same(block: Block) -> Block:
+    return block
 
 
 def _unnumbered(block: Block) -> Block:

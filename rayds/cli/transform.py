@@ -1,0 +1,119 @@
+"""`rayds transform`: a dataset after an operation."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rayds.cli._common import (
+    HELP,
+    Command,
+    asks_help,
+    check_input,
+    extra_words,
+    input_options,
+    open_dataset,
+    opt,
+    print_options,
+    run_options,
+)
+from rayds.cli._output import check_output, output_options, write_dataset
+from rayds.cli._tables import indented, table
+from rayds.errors import UsageError
+
+if TYPE_CHECKING:
+    from rayds.op import Op
+
+EXAMPLES = """
+    rayds transform --list
+    rayds transform -t random_split -- --help
+    rayds transform -i coco/ -t random_split -o split/ -- --subset train:.8 --subset val:.2
+    rayds transform -i coco/ -t remap_labels -f voc -o voc/ -- -l cat:animal -l dog:animal
+"""
+
+
+def check(ctx: click.Context) -> None:
+    """The transform, its options and those of the formats, without the data."""
+    check_input(ctx)
+    check_output(ctx, own_words=True)
+    made_op(ctx.params["transform"], extra_words(ctx))
+
+
+@click.command(cls=Command, takes_extra=True, extra="[-- TRANSFORM OPTIONS]", check=check, examples=EXAMPLES)
+@opt("-t", "--transform", metavar="NAME", section="Transform", help="What to do; --list shows all.")
+@opt("--list", "listing", is_flag=True, section="Transform", help="List the transforms, and leave.")
+@input_options
+@output_options("<transform>")
+@print_options
+@run_options
+@click.pass_context
+def transform(ctx: click.Context, /, **given: Any) -> None:
+    """Change a dataset: split it, rename labels, turn boxes into masks, resize images, ...
+
+    Options of the transform follow after --. The input is never changed: the result is written to a new folder, in the
+    format of the input unless -f names another.
+    """
+    words = extra_words(ctx)
+    if given["listing"]:
+        click.echo(listed(given["transform"]), nl=False)
+        return
+    if asks_help(words) and given["transform"]:
+        click.echo(op_help(given["transform"]), nl=False)
+        return
+    op = made_op(given["transform"], words)
+    start = time.monotonic()
+    dataset = open_dataset(given).transform(op)
+    write_dataset(
+        dataset,
+        given,
+        verb=f"transforming ({op.name})",
+        name=op.name,
+        beside=given["input_path"],
+        start=start,
+    )
+
+
+def made_op(name: str | None, words: list[str]) -> Op:
+    """The operation with the options in `words`."""
+    from rayds.op import transform_class
+
+    if not name:
+        raise UsageError("name a transform with -t; 'rayds transform --list' shows all")
+    found = transform_class(name)
+    words = [w for w in words if w not in HELP]
+    try:
+        return found(**vars(found.Options.parse(words)))
+    except UsageError as e:
+        raise UsageError(f"{e} ('rayds transform -t {name} -- --help' lists the options of {name})") from e
+
+
+def transforms() -> dict[str, type[Op]]:
+    """The classes of all transforms by name."""
+    from rayds.op import Op
+    from rayds.registry import load, names
+
+    found = {name: load("ops", name) for name in names("ops")}
+    return {name: c for name, c in found.items() if isinstance(c, type) and issubclass(c, Op)}
+
+
+def listed(name: str | None) -> str:
+    """All transforms in a line each, or all about one."""
+    return op_help(name) if name else table((), [(n, c.title) for n, c in transforms().items()]) + "\n"
+
+
+def op_help(name: str) -> str:
+    """The help page of a transform."""
+    import inspect
+
+    from rayds.op import transform_class
+
+    found = transform_class(name)
+    rows = [(f, d, h) for f, d, h in found.Options.describe()]
+    lines = [f"{name}: {found.title}", "", inspect.cleandoc(found.__doc__ or ""), ""]
+    if rows:
+        lines += ["Options (after --):", indented(table(("option", "default", ""), rows))]
+    else:
+        lines.append("It has no options.")
+    return "\n".join(lines).rstrip() + "\n"

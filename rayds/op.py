@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pyarrow as pa
+
 from rayds import options as base
 from rayds.categories import Categories
 from rayds.engine.base import Block, Blocks, Engine
-from rayds.errors import EngineError, UsageError
+from rayds.errors import DataError, EngineError, OnError, UsageError
 from rayds.registry import load
-from rayds.schema import ITEM_SCHEMA, conform
+from rayds.schema import ITEM_SCHEMA, conform, single_chunk
 
 
 class Op(ABC):
@@ -31,6 +33,8 @@ class Op(ABC):
     title: ClassVar[str] = ""
     keeps_ids: ClassVar[bool] = True
     keeps_items: ClassVar[bool] = True
+
+    on_error: OnError = OnError.RAISE  # what becomes of items that `apply` can't change: that of the dataset
 
     @dataclass(frozen=True)
     class Options(base.Options):
@@ -57,6 +61,17 @@ class Op(ABC):
     def run(self, engine: Engine, blocks: Blocks) -> Blocks:
         """The operation on an engine: `apply` over every block. An operation that needs another primitive overrides it."""
         return engine.map(blocks, self._checked)
+
+    def good_rows(self, block: Block, failed: Mapping[int, DataError]) -> tuple[Block, list[dict[str, Any]]]:
+        """(the block without the rows that failed, the errors for `rayds.format.with_errors`); raises the first
+        error under the policy raise. For `apply`: failed has the row of each item that it can't change."""
+        if not failed:
+            return block, []
+        if self.on_error is OnError.RAISE:
+            raise failed[min(failed)]
+        subsets = single_chunk(block, "subset")
+        records = [{"subset": subsets[row].as_py(), **e.record()} for row, e in sorted(failed.items())]
+        return block.filter(pa.array([i not in failed for i in range(block.num_rows)])), records
 
     def _checked(self, block: Block) -> Block:
         out = self.apply(block)

@@ -20,6 +20,7 @@ class Operating:
         """The dataset after an operation: a plug-in by its name, with its options, or an Op object."""
         own = _own(self)
         made, categories = prepared(op, options, own._categories)
+        made.on_error = own._on_error
         changes: dict[str, Any] = {} if made.keeps_ids else {"ids": "unknown"}
         if made.keeps_items:
             changes["expect"] = own._expect

@@ -51,7 +51,10 @@ def _half(ring: Ring, axis: int, bound: float, sign: int) -> list[Ring]:
         while last + 1 < len(ring) and inside[last + 1]:
             last += 1
         after = ring[(last + 1) % len(ring)]
-        ends = [_crossing(ring[first - 1], ring[first], axis, bound), _crossing(ring[last], after, axis, bound)]
+        ends = [
+            _crossing(ring[first - 1], ring[first], axis, bound),
+            _crossing(ring[last], after, axis, bound),
+        ]
         chains.append(np.vstack([ends[0], ring[first : last + 1], ends[1]]))
     return _joined(chains, 1 - axis)
 
@@ -172,7 +175,8 @@ def _next(ring: list[tuple[float, float]], choices: list[tuple[float, float]]) -
         return choices.pop()
     back = np.subtract(ring[-2], ring[-1])
     angle = [
-        (np.arctan2(*np.subtract(c, ring[-1])[::-1]) - np.arctan2(back[1], back[0])) % (2 * np.pi) for c in choices
+        (np.arctan2(*np.subtract(c, ring[-1])[::-1]) - np.arctan2(back[1], back[0])) % (2 * np.pi)
+        for c in choices
     ]
     return choices.pop(int(np.argmax(angle)))
 
@@ -186,7 +190,12 @@ def _matched(rings: Sequence[Ring]) -> list[list[tuple[float, float]]]:
         for x, y in ring.tolist():
             key = (round(x * 1e6), round(y * 1e6))
             near = next(
-                (known[k] for dx in (0, -1, 1) for dy in (0, -1, 1) if (k := (key[0] + dx, key[1] + dy)) in known),
+                (
+                    known[k]
+                    for dx in (0, -1, 1)
+                    for dy in (0, -1, 1)
+                    if (k := (key[0] + dx, key[1] + dy)) in known
+                ),
                 None,
             )
             points.append(known.setdefault(key, near or (x, y)))
@@ -243,7 +252,10 @@ def join_lines(lines: Sequence[Line], cuts: Cuts) -> list[Line]:
 
 
 def _matched_line(line: Line) -> list[tuple[float, float]]:
-    return [(round(x, 6), round(y, 6)) if i in (0, len(line) - 1) else (x, y) for i, (x, y) in enumerate(line.tolist())]
+    return [
+        (round(x, 6), round(y, 6)) if i in (0, len(line) - 1) else (x, y)
+        for i, (x, y) in enumerate(line.tolist())
+    ]
 
 
 def _at_cut(point: tuple[float, float], cuts: Cuts) -> bool:

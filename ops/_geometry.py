@@ -72,7 +72,9 @@ def columns_of(rows: pa.StructArray) -> dict[str, pa.Array]:
 
 def rows_of(columns: Mapping[str, pa.Array]) -> pa.StructArray:
     """The inverse of columns_of."""
-    return pa.StructArray.from_arrays([columns[f.name] for f in ANNOTATION_TYPE], fields=list(ANNOTATION_TYPE))
+    return pa.StructArray.from_arrays(
+        [columns[f.name] for f in ANNOTATION_TYPE], fields=list(ANNOTATION_TYPE)
+    )
 
 
 def replaced(column: pa.Array, rows: Ints, values: pa.Array) -> pa.Array:
@@ -128,7 +130,9 @@ def sized(block: Block) -> tuple[Block, dict[int, DataError]]:
     return block, failed
 
 
-def _check_masks(block: Block, view: Flat, ids: pa.Array, unknown: Bools, failed: dict[int, DataError]) -> None:
+def _check_masks(
+    block: Block, view: Flat, ids: pa.Array, unknown: Bools, failed: dict[int, DataError]
+) -> None:
     rows = np.flatnonzero(view.type == T.mask)
     if not len(rows):
         return
@@ -137,7 +141,9 @@ def _check_masks(block: Block, view: Flat, ids: pa.Array, unknown: Bools, failed
         pc.struct_field(mask, n).fill_null(-1).to_numpy(zero_copy_only=False) for n in ("height", "width")
     )
     item = view.item[rows]
-    image = [media_field(block, n).fill_null(0).to_numpy(zero_copy_only=False)[item] for n in ("height", "width")]
+    image = [
+        media_field(block, n).fill_null(0).to_numpy(zero_copy_only=False)[item] for n in ("height", "width")
+    ]
     other = ~unknown[item] & ((height != image[0]) | (width != image[1]))
     broken = broken_rles(pc.struct_field(mask, "counts"), height, width)
     for i in np.flatnonzero(other | broken).tolist():
@@ -147,7 +153,9 @@ def _check_masks(block: Block, view: Flat, ids: pa.Array, unknown: Bools, failed
             else f"a mask has {width[i]}x{height[i]} pixels, its image {image[1][i]}x{image[0][i]}"
         )
         row = int(item[i])
-        failed.setdefault(row, DataError(what, item=ids[row].as_py(), remedy="Correct or remove the annotation"))
+        failed.setdefault(
+            row, DataError(what, item=ids[row].as_py(), remedy="Correct or remove the annotation")
+        )
 
 
 def sizes_of(block: Block) -> Ints:

@@ -108,7 +108,9 @@ def scaled(view: Any, old: Ints, new: Ints, changed: Bools) -> pa.StructArray:
     columns["points"] = numbers.column(columns["points"])
     masks = np.flatnonzero((types == T.mask) & changed[view.item])
     if len(masks):
-        columns["mask"] = replaced(columns["mask"], masks, _scaled_masks(columns["mask"], masks, new[view.item]))
+        columns["mask"] = replaced(
+            columns["mask"], masks, _scaled_masks(columns["mask"], masks, new[view.item])
+        )
     columns["extra"] = without_stale(columns["extra"], changed[view.item], STALE)
     return rows_of(columns)
 

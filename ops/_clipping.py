@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -216,7 +217,7 @@ def _sides(
         low, high = sorted((p[1 - axis], q[1 - axis]))
         between = {o for r in rings for o in r if o[axis] == p[axis] and low < o[1 - axis] < high}
         stops = [p, *sorted(between, key=lambda o: o[1 - axis], reverse=p[1 - axis] > q[1 - axis]), q]
-        out += list(zip(stops, stops[1:], strict=False))
+        out += list(itertools.pairwise(stops))
     return out
 
 

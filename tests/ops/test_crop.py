@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from pixel_data import H, W, changed, numbers, of, one_of_each, pixels, single, square_mask
 
 import rayds
+from rayds.annotations import decode_rle
 from rayds.errors import DataError, UsageError
 from rayds.geometry import polygons_to_rle
-from rayds.annotations import decode_rle
 from rayds.item import annotation_to_row
 from rayds.media import encode
 from rayds.ops._clipping import area, clip_line, clip_polygon
@@ -212,7 +213,7 @@ def test_parts_of_lines_are_as_long_as_the_line(points: list, x: int) -> None:
         return sum(float(np.hypot(*np.diff(p, axis=0).T).sum()) for p in lines)
 
     along = sum(
-        abs(b[1] - a[1]) for a, b in zip(points, points[1:], strict=False) if a[0] == b[0] == x
+        abs(b[1] - a[1]) for a, b in itertools.pairwise(points) if a[0] == b[0] == x
     )  # in both
     assert total(left) + total(right) - along == pytest.approx(total([line]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,18 @@ import pyarrow.compute as pc
 
 from rayds.annotations import decode_rle, encode_mask
 from rayds.ops._clipping import Cuts, Line, clip_line, clip_polygon, join_lines, join_rings
-from rayds.ops._cutting import highest_groups, running, tied
-from rayds.ops._geometry import PLACELESS, Bools, Ints, Numbers, T, columns_of, changed_texts, replaced, rows_of, visibilities
+from rayds.ops._cutting import highest_groups, tied
+from rayds.ops._geometry import (
+    Bools,
+    Ints,
+    Numbers,
+    T,
+    changed_texts,
+    columns_of,
+    replaced,
+    rows_of,
+    visibilities,
+)
 from rayds.schema import mask_rows
 
 MARK = r'\{?,?"rayds":\{"tile":(?P<place>[0-9]+)(?P<loose>,"ungrouped":true)?\}\}$'
@@ -75,7 +86,9 @@ class _Merging:
         bare = pc.replace_substring_regex(extra, MARK, "}")
         bare = pc.if_else(pc.equal(bare, "}"), pa.scalar(None, pa.string()), bare)
         self.columns["extra"] = pc.if_else(pa.array(has), bare, extra)
-        other = pc.fill_null(pc.match_substring(extra, '"rayds":{"tile":'), False).to_numpy(zero_copy_only=False)
+        other = pc.fill_null(pc.match_substring(extra, '"rayds":{"tile":'), False).to_numpy(
+            zero_copy_only=False
+        )
         odd = np.flatnonzero(other & ~has)  # tiles of tiles, or with fields after it
         for row in odd.tolist():
             mark = json.loads(extra[row].as_py())["rayds"]
@@ -86,7 +99,8 @@ class _Merging:
     def _clusters(self) -> tuple[Ints, Ints]:
         """(the first row of those that are one annotation with it, how that is known), of every row."""
         group, id_, label = (
-            self.columns[n].fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) for n in ("group", "id", "label")
+            self.columns[n].fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            for n in ("group", "id", "label")
         )
         how = np.where(self.place >= 0, BY_PLACE, np.where((group > 0) | (id_ > 0), BY_ID, ALONE))
         zero = np.zeros(len(how), np.int64)
@@ -202,15 +216,23 @@ class _Merging:
 
     def _pieces(self, cluster: Ints, clip: Callable[..., list[Line]]) -> tuple[list[Line], Cuts]:
         """The parts of a shape in the fields that all borders of its tiles make: of each field those of one tile."""
-        rois = {int(t): r for t, r in zip(self.tiled.tile[cluster], self.tiled.rois[cluster].tolist(), strict=True)}
+        rois = {
+            int(t): r
+            for t, r in zip(self.tiled.tile[cluster], self.tiled.rois[cluster].tolist(), strict=True)
+        }
         xs = sorted({v for x, _, w, _ in rois.values() for v in (x, x + w)})
         ys = sorted({v for _, y, _, h in rois.values() for v in (y, y + h)})
         found: list[Line] = []
         told: set[bytes] = set()
-        for x0, x1 in zip(xs, xs[1:], strict=False):
-            for y0, y1 in zip(ys, ys[1:], strict=False):
+        for x0, x1 in itertools.pairwise(xs):
+            for y0, y1 in itertools.pairwise(ys):
                 tile = next(
-                    (t for t, (x, y, w, h) in rois.items() if x <= x0 and x1 <= x + w and y <= y0 and y1 <= y + h), None
+                    (
+                        t
+                        for t, (x, y, w, h) in rois.items()
+                        if x <= x0 and x1 <= x + w and y <= y0 and y1 <= y + h
+                    ),
+                    None,
                 )
                 for row in cluster[self.tiled.tile[cluster] == tile].tolist() if tile is not None else ():
                     for part in clip(self._shape(row), (x0, y0, x1, y1)):
@@ -224,7 +246,9 @@ class _Merging:
         for cluster in clusters:
             head = int(cluster[0])
             image = np.zeros(tuple(self.tiled.sizes[head]), bool)
-            for row, told in zip(cluster.tolist(), self.columns["mask"].take(pa.array(cluster)).to_pylist(), strict=True):
+            for row, told in zip(
+                cluster.tolist(), self.columns["mask"].take(pa.array(cluster)).to_pylist(), strict=True
+            ):
                 part = decode_rle({"size": [told["height"], told["width"]], "counts": told["counts"]})
                 x, y, _, _ = self.tiled.rois[row]
                 image[y : y + part.shape[0], x : x + part.shape[1]] |= part

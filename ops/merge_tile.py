@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,23 +16,32 @@ from rayds.engine.base import Block, Blocks, Engine
 from rayds.errors import DataError
 from rayds.format import with_errors
 from rayds.item import dump_json
+from rayds.media import inline_url
 from rayds.op import Op
 from rayds.ops._geometry import Ints
 from rayds.ops._merging import Tiled, merged
 from rayds.ops.tile import IMAGE, OUTER, ROI, TILE_ID, TILE_IDX
-from rayds.schema import MEDIA_TYPE, annotation_rows, flat, single_chunk, split_errors, with_annotations
+from rayds.schema import (
+    MEDIA_TYPE,
+    annotation_rows,
+    flat,
+    single_chunk,
+    split_errors,
+    with_annotations,
+    with_media,
+)
 from rayds.sql import query
 
 NUMBER = "__tile_item"
-_SIZE = 64  # the most tiles of one item times annotations is no matter; rows of a number come together
 
 
 class MergeTile(Op):
     """Joins the tiles of each image again, by the attributes that `tile` gives them; other items stay.
 
     Parts of one annotation become one: by the place that `tile` noted, else by group, id and label. The order of
-    items is that of the first tile of each. The image is that which was divided; tiles that were saved as files of their
-    own are a DataError, under the policy for bad items. All items are looked at twice: once for their order.
+    items is that of the first tile of each. The image is that which was divided, or, where the tiles have become files of
+    their own, put together of these when it is read; a DataError, under the policy for bad items, where some of
+    them are missing. All items are looked at twice: once for their order.
     """
 
     name = "merge_tile"
@@ -57,7 +66,11 @@ class MergeTile(Op):
         numbers = block.column(NUMBER).to_numpy()
         block = block.drop_columns([NUMBER])
         tiles = [_tile(text) for text in single_chunk(block, "attributes").to_pylist()]
-        keys = list(zip(numbers.tolist(), single_chunk(block, "subset").to_pylist(), _names(block, tiles), strict=True))
+        keys = list(
+            zip(
+                numbers.tolist(), single_chunk(block, "subset").to_pylist(), _names(block, tiles), strict=True
+            )
+        )
         heads: dict[Any, int] = {}
         group = np.array([heads.setdefault(k, len(heads)) for k in keys], np.int64)
         index = np.array([t.index if t else 0 for t in tiles], np.int64)
@@ -128,8 +141,9 @@ def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block
     out = none.take(pa.array(starts))
     ids, attributes = single_chunk(out, "id").to_pylist(), single_chunk(out, "attributes").to_pylist()
     media = single_chunk(none, "media")
-    light = [_without_data(media, n) for n in ("path", "encoding", "edits", "kind")]
-    changed, failed, rows = [], {}, {}
+    light = [pc.struct_field(media, n).to_pylist() for n in ("path", "encoding", "edits", "kind")]
+    failed: dict[int, DataError] = {}
+    rows: dict[int, tuple[str | None, int, int]] = {}
     for k, (a, b) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         first = tiles[a]
         if first is None:
@@ -138,8 +152,7 @@ def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block
         if not media[a].is_valid:
             continue
         try:
-            rows[k] = _whole_image(media, light, a, b, tiles)
-            changed.append(k)
+            rows[k] = _whole_image(media, light, a, b, [t for t in tiles[a:b] if t])
         except DataError as e:
             failed[k] = DataError(e.reason, item=first.id, remedy=e.remedy)
     for name, values in (("id", ids), ("attributes", attributes)):
@@ -149,42 +162,51 @@ def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block
     return _with_merged(block, out, group, tiles), failed
 
 
-def _without_data(media: pa.Array, name: str) -> list[Any]:
-    return pc.struct_field(media, name).to_pylist()  # type: ignore[no-any-return]
-
-
 def _whole_image(
-    media: pa.Array, fields: list[list[Any]], a: int, b: int, tiles: list[_Tile | None]
+    media: pa.Array, fields: list[list[Any]], a: int, b: int, tiles: Sequence[_Tile]
 ) -> tuple[str | None, int, int]:
-    """(edits, height, width) of the image that the tiles in rows a to b - 1 are parts of."""
-    head = tiles[a]
-    assert head is not None
-    before = None
-    for i in range(a, b):
-        tile = tiles[i]
-        assert tile is not None
-        edits = load_edits(fields[2][i])
-        if not edits or edits[-1] != {"crop": tile.roi} or tile.image != head.image:
-            raise _NOT_ONE
-        same = all(f[i] == f[a] for f in (fields[0], fields[1], fields[3]))
-        if not same or (before is not None and edits[:-1] != before):
-            raise _NOT_ONE
-        before = edits[:-1]
+    """(edits of the first tile's image, height, width): the image that the tiles in rows a to b - 1 are parts of."""
+    width, height = tiles[0].image
+    edits = [load_edits(text) for text in fields[2][a:b]]
+    if any(t.image != tiles[0].image for t in tiles):
+        raise DataError(
+            "its tiles don't agree on the size of the whole image", remedy="Tile the images again"
+        )
+    one = all(
+        e and e[-1] == {"crop": t.roi} and e[:-1] == edits[0][:-1] for e, t in zip(edits, tiles, strict=True)
+    )
+    one = one and all(len(set(f[a:b])) == 1 for f in (fields[0], fields[1], fields[3]))
     data = pc.struct_field(media.slice(a, b - a), "data")
-    if b - a > 1 and data.null_count < len(data) and len(pc.unique(data)) > 1:
-        raise _NOT_ONE
-    return dump_edits(before or []), head.image[1], head.image[0]
+    if one and (data.null_count == len(data) or len(pc.unique(data)) == 1):
+        return dump_edits(edits[0][:-1]), height, width
+    if not _covered(tiles):
+        raise DataError(
+            "tiles are missing, and those that are there are files of their own: the whole image is not known",
+            remedy="Give all tiles, or leave such items out (--on-error skip)",
+        )
+    others = []
+    for i in range(1, b - a):
+        path = fields[0][a + i]
+        if data[i].is_valid:
+            path = inline_url(data[i].as_py(), fields[1][a + i])
+        others.append({"at": tiles[i].roi, "path": path or "", "edits": edits[i]})
+    step = {"mosaic": {"size": [width, height], "at": tiles[0].roi, "others": others}}
+    return dump_edits([*edits[0], step]), height, width
 
 
-_NOT_ONE = DataError(
-    "its tiles are not parts of one image file any more, so that they can't be joined",
-    remedy="Join them before they are saved, or changed further, or leave such items out (--on-error skip)",
-)
+def _covered(tiles: Sequence[_Tile]) -> bool:
+    """Whether the tiles cover the whole image."""
+    width, height = tiles[0].image
+    xs = sorted({0, width, *(v for t in tiles for v in (t.roi[0], t.roi[0] + t.roi[2]))})
+    ys = sorted({0, height, *(v for t in tiles for v in (t.roi[1], t.roi[1] + t.roi[3]))})
+    free = np.ones((len(ys) - 1, len(xs) - 1), bool)
+    for t in tiles:
+        x, y, w, h = t.roi
+        free[ys.index(y) : ys.index(y + h), xs.index(x) : xs.index(x + w)] = False
+    return not free.any()
 
 
 def _with_images(block: Block, made: dict[int, tuple[str | None, int, int]]) -> Block:
-    from rayds.schema import with_media
-
     media = single_chunk(block, "media")
     fields: dict[str, Any] = {n: pc.struct_field(media, n).to_pylist() for n in ("edits", "height", "width")}
     for k, (edits, height, width) in made.items():

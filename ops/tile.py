@@ -18,7 +18,19 @@ from rayds.format import with_errors
 from rayds.item import dump_json
 from rayds.op import Op
 from rayds.ops._cutting import cut, running
-from rayds.ops._geometry import Bools, Floats, Ints, Numbers, T, columns_of, replaced, rows_of, sized, sizes_of, with_edits
+from rayds.ops._geometry import (
+    Bools,
+    Floats,
+    Ints,
+    Numbers,
+    T,
+    columns_of,
+    replaced,
+    rows_of,
+    sized,
+    sizes_of,
+    with_edits,
+)
 from rayds.schema import annotation_rows, flat, single_chunk, with_annotations
 
 TILE_ID, TILE_IDX, ROI, IMAGE, OUTER = "tile_id", "tile_idx", "roi", "tile_image", "tile_outer"
@@ -64,7 +76,9 @@ class Tile(Op):
         size = sizes_of(block)
         rows, columns = self.options.grid_size
         ids = single_chunk(block, "id")
-        for row in np.flatnonzero((size > 0).all(1) & ((size[:, 0] < rows) | (size[:, 1] < columns))).tolist():
+        for row in np.flatnonzero(
+            (size > 0).all(1) & ((size[:, 0] < rows) | (size[:, 1] < columns))
+        ).tolist():
             told = DataError(
                 f"an image of {size[row, 1]}x{size[row, 0]} pixels has no {rows} rows and {columns} columns of tiles",
                 item=ids[row].as_py(),
@@ -184,7 +198,9 @@ def _marked(rows: pa.StructArray, place: Ints, parted: Bools) -> pa.StructArray:
     tails = pa.array(np.where(parted, ',"ungrouped":true}}', "}}"), pa.string())
     texts = pa.array(place).cast(pa.string())
     own = pc.binary_join_element_wise(f'"{FAMILY}":{{"tile":', texts, tails, "")
-    before = pc.coalesce(pc.binary_join_element_wise(pc.utf8_slice_codeunits(extra, 0, -1), ",", ""), pa.scalar("{"))
+    before = pc.coalesce(
+        pc.binary_join_element_wise(pc.utf8_slice_codeunits(extra, 0, -1), ",", ""), pa.scalar("{")
+    )
     made = pc.binary_join_element_wise(before, own, "")
     told = pc.fill_null(pc.match_substring(extra, f'"{FAMILY}":'), False).to_numpy(zero_copy_only=False)
     again = np.flatnonzero(told)  # parts of parts

@@ -5,6 +5,11 @@ It holds a JSON list of steps, done in this order to the decoded image; each is 
     {"resize": [width, height]}
     {"crop": [x, y, width, height]}
     {"hide": {"method": "blur", "strength": 0.25, "margin": 0, "regions": [...]}}
+    {"mosaic": {"size": [width, height], "at": [x, y, width, height],
+                "others": [{"at": [...], "path": "...", "edits": [...]}, ...]}}
+
+A mosaic puts the image as it is so far, and those of other files, side by side into a larger one; their paths are as that of
+media (a `data:` URL holds an image in memory).
 
 A region is an object with one member, in the pixels that the steps before give: {"bbox": [x, y, w, h]},
 {"ellipse": [x1, y1, x2, y2]}, {"polygon": [x0, y0, ...]}, {"polyline": [...]}, {"points": [...]} or
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +91,16 @@ def _check_hide(value: Any) -> None:
         _need(kind == "mask" or all(np.isfinite(float(n)) for n in numbers))
 
 
-_CHECKS = {"resize": _check_size, "crop": _check_crop, "hide": _check_hide}
+def _check_mosaic(value: Any) -> None:
+    _check_size(value["size"])
+    _check_crop(value["at"])
+    for other in value["others"]:
+        _check_crop(other["at"])
+        _need(isinstance(other["path"], str))
+        load_edits(json.dumps(other.get("edits") or []))
+
+
+_CHECKS = {"resize": _check_size, "crop": _check_crop, "hide": _check_hide, "mosaic": _check_mosaic}
 
 
 def edited_size(size: tuple[int, int], edits: Edits) -> tuple[int, int]:
@@ -96,13 +110,18 @@ def edited_size(size: tuple[int, int], edits: Edits) -> tuple[int, int]:
             size = (step["resize"][1], step["resize"][0])
         elif "crop" in step:
             size = (step["crop"][3], step["crop"][2])
+        elif "mosaic" in step:
+            size = (step["mosaic"]["size"][1], step["mosaic"]["size"][0])
     return size
 
 
-def apply_edits(pixels: Pixels, edits: Edits, name: str | None = None) -> Pixels:
+Reader = Callable[[str, Edits], Pixels]
+
+
+def apply_edits(pixels: Pixels, edits: Edits, name: str | None = None, read: Reader | None = None) -> Pixels:
     """The image (H, W) or (H, W, C) after the edits, of the same dtype; the one given is not changed.
 
-    Raises DataError, which names the file `name`, when a step does not fit the image.
+    read: gives the image of another path after other edits, for mosaics. Raises DataError, which names the file `name`, when a step does not fit the image.
     """
     import cv2
 
@@ -113,8 +132,10 @@ def apply_edits(pixels: Pixels, edits: Edits, name: str | None = None) -> Pixels
                 pixels = resized(pixels, *value)
             elif kind == "crop":
                 pixels = cropped(pixels, value, name)
-            else:
+            elif kind == "hide":
                 pixels = hidden(pixels, value, name)
+            else:
+                pixels = mosaic(pixels, value, name, read)
     except cv2.error as e:
         raise DataError(f"{pixels.shape} {pixels.dtype} pixels can't be edited ({e.err})", file=name) from e
     return pixels
@@ -143,6 +164,39 @@ def cropped(pixels: Pixels, window: Sequence[int], name: str | None = None) -> P
             remedy="The dataset says another size than the image file has: correct it and crop again",
         )
     return np.ascontiguousarray(pixels[y : y + height, x : x + width])
+
+
+def mosaic(pixels: Pixels, value: Mapping[str, Any], name: str | None, read: Reader | None) -> Pixels:
+    """The image, and others, side by side in one of value["size"]; where they overlap the first is seen."""
+    if read is None:
+        raise DataError("an image of several files can't be put together here", file=name)
+    width, height = value["size"]
+    others = [(o["at"], read(o["path"], o.get("edits") or []), o["path"]) for o in value["others"]]
+    parts = [(value["at"], pixels, name), *others]
+    channels = max(1 if p.ndim == 2 else p.shape[2] for _, p, _ in parts)
+    out = np.zeros((height, width) if channels == 1 else (height, width, channels), pixels.dtype)
+    for (x, y, w, h), part, file in reversed(parts):
+        if part.shape[:2] != (h, w) or part.dtype != pixels.dtype or x + w > width or y + h > height:
+            raise DataError(
+                f"{part.shape[1]}x{part.shape[0]} pixels of {part.dtype} can't be the part {x}, {y}, {w}, {h} of an "
+                f"image of {width}x{height}",
+                file=file,
+                remedy="The file was replaced: tile the images again",
+            )
+        out[y : y + h, x : x + w] = _with_channels(part, channels)
+    return out
+
+
+def _with_channels(pixels: Pixels, channels: int) -> Pixels:
+    have = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if channels == 1 or have == channels:
+        return pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels
+    if have == 1:
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), min(channels, 3), axis=2)
+    if pixels.shape[2] < channels:  # opaque
+        full = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+        pixels = np.concatenate([pixels, np.full((*pixels.shape[:2], 1), full, pixels.dtype)], axis=2)
+    return pixels
 
 
 def hidden(pixels: Pixels, hide: Mapping[str, Any], name: str | None = None) -> Pixels:

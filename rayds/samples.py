@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.errors import DataError, OnError, UnknownNameError, UsageError
-from rayds.media import Pixels, decode, probe_bytes, row_pixels
+from rayds.headers import probe_bytes
+from rayds.media import Pixels, decode, row_pixels
 from rayds.schema import ERROR_COLUMN, ITEM_SCHEMA, list_of, single_chunk, split_errors
 from rayds.sizes import size_of
 from rayds.storage import io_threads, is_url, read_url

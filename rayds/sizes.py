@@ -13,6 +13,7 @@ from rayds import media
 from rayds.edits import edited_size, load_edits
 from rayds.engine.base import Block
 from rayds.errors import DataError
+from rayds.headers import probe_bytes
 from rayds.schema import media_field, single_chunk, with_media
 from rayds.storage import io_threads
 
@@ -56,7 +57,7 @@ def size_of(row: dict[str, Any] | None) -> tuple[int, int] | None:
     if not row or row["kind"] != "image":
         return None
     if row["data"] is not None:
-        size: tuple[int, int] | None = media.probe_bytes(row["data"], row["path"])
+        size: tuple[int, int] | None = probe_bytes(row["data"], row["path"])
     else:
         size = media.probe(row["path"]) if row["path"] else None
     return edited_size(size, load_edits(row.get("edits"))) if size else None

@@ -32,6 +32,7 @@ from rayds.errors import DataError
 Pixels = npt.NDArray[Any]
 Edits = list[dict[str, Any]]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 MAX_PIXELS = int(os.environ.get("RAYDS_MAX_PIXELS", 512 << 20))  # a decompression bomb guard
 METHODS = ("blur", "pixelate", "fill")
@@ -216,14 +217,15 @@ def _unreadable(pixels: Pixels, top: int, left: int, where: Bools, hide: Mapping
 
     height, width = where.shape
     image = pixels[:, :, :3] if pixels.ndim == 3 else pixels
+    made: Pixels = np.zeros((height, width, *image.shape[2:]), pixels.dtype)
     if hide["method"] == "fill":
-        return np.zeros((height, width, *image.shape[2:]), pixels.dtype)
+        return made
     side = max(2, round(float(hide.get("strength") or 0.25) * min(height, width)))
     if hide["method"] == "pixelate":
         part = np.ascontiguousarray(image[top : top + height, left : left + width])
         small = (max(1, width // side), max(1, height // side))
         coarse = cv2.resize(part, small, interpolation=cv2.INTER_AREA)
-        made: Pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
+        made = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
         return made
     # three box filters are a Gaussian as far as an eye can tell, and take the same time however wide they are
     kernel = 2 * side + 1
@@ -271,7 +273,7 @@ def _mask_region(shape: Sequence[int], rle: Mapping[str, Any], name: str | None)
     return top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1]
 
 
-def _ellipse_outline(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _ellipse_outline(numbers: Floats) -> Floats:
     x1, y1, x2, y2 = numbers
     angle = np.linspace(0, 2 * np.pi, 128, endpoint=False)
     return np.stack(
@@ -279,7 +281,7 @@ def _ellipse_outline(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     )
 
 
-_DRAW = {
+_DRAW: dict[str, Callable[[Floats], Floats]] = {
     "bbox": lambda v: np.array([[v[0], v[1]], [v[0] + v[2], v[1] + v[3]]]),
     "ellipse": _ellipse_outline,
     "polygon": lambda v: v.reshape(-1, 2),
@@ -288,7 +290,7 @@ _DRAW = {
 }
 
 
-def _drawn(shape: Sequence[int], kind: str, numbers: npt.NDArray[np.float64], margin: int) -> Region | None:
+def _drawn(shape: Sequence[int], kind: str, numbers: Floats, margin: int) -> Region | None:
     """A shape as pixels: all that it touches. Boxes with their margin; others need it added."""
     import cv2
 

@@ -212,9 +212,7 @@ def test_parts_of_lines_are_as_long_as_the_line(points: list, x: int) -> None:
     def total(lines):
         return sum(float(np.hypot(*np.diff(p, axis=0).T).sum()) for p in lines)
 
-    along = sum(
-        abs(b[1] - a[1]) for a, b in itertools.pairwise(points) if a[0] == b[0] == x
-    )  # in both
+    along = sum(abs(b[1] - a[1]) for a, b in itertools.pairwise(points) if a[0] == b[0] == x)  # in both
     assert total(left) + total(right) - along == pytest.approx(total([line]))
 
 

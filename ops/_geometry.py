@@ -28,10 +28,12 @@ PLACELESS = (T.label, T.caption, T.cuboid_3d)  # annotations that have no place 
 
 
 class Numbers(NamedTuple):
-    """The `points` of annotations: all numbers, how many each has, and the annotation and position of each number."""
+    """The `points` of annotations: all numbers, how many each has and where they begin, and the annotation and
+    position of each number."""
 
     values: Floats
     lengths: Ints
+    starts: Ints
     owner: Ints
     position: Ints
 
@@ -41,13 +43,8 @@ class Numbers(NamedTuple):
         lengths = pc.list_value_length(points).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         values = np.array(points.flatten().to_numpy(zero_copy_only=False), np.float64)
         owner = np.repeat(np.arange(len(lengths)), lengths)
-        position = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return cls(values, lengths, owner, position)
-
-    @property
-    def starts(self) -> Ints:
-        """Where the numbers of each annotation begin."""
-        return np.cumsum(self.lengths) - self.lengths
+        starts = np.cumsum(lengths) - lengths
+        return cls(values, lengths, starts, owner, np.arange(len(values)) - starts[owner])
 
     def matrix(self, rows: Ints, width: int) -> Floats:
         """The numbers of annotations that have `width` each, shape (rows, width); a copy."""
@@ -189,6 +186,8 @@ def without_stale(extra: pa.Array, rows: Bools, names: Mapping[str, Sequence[str
     which = rows & extra.is_valid().to_numpy(zero_copy_only=False)
     if not which.any():
         return extra
+    told = pc.match_substring_regex(extra, "|".join(f'"{m}"' for ms in names.values() for m in ms))
+    which = which & told.fill_null(False).to_numpy(zero_copy_only=False)
     # by far the most frequent: COCO's area and nothing else
     if "area" in names.get("coco", ()):
         alone = pc.match_substring_regex(extra, r'^\{"coco":\{"area":[0-9.eE+-]+\}\}$')

@@ -129,6 +129,8 @@ def _spans(length: Ints, n: int, overlap: float) -> tuple[Ints, Ints]:
     t = length / (n - (n - 1) * overlap)
     begin = np.outer(t * (1 - overlap), np.arange(n))
     low, high = np.floor(begin + 0.5).astype(np.int64), np.floor(begin + t[:, None] + 0.5).astype(np.int64)
+    # two roundings of one place may differ
+    high[:, :-1] = np.maximum(high[:, :-1], low[:, 1:]) if overlap else low[:, 1:]
     high[:, -1] = length
     return low, np.maximum(high, low + 1)
 

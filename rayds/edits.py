@@ -202,7 +202,7 @@ def _with_channels(pixels: Pixels, channels: int) -> Pixels:
 
 def hidden(pixels: Pixels, hide: Mapping[str, Any], name: str | None = None) -> Pixels:
     """The image with regions made unreadable; pixels outside of them, and an alpha channel, stay."""
-    out = pixels.copy()
+    out: Pixels = pixels.copy()
     colors = out[:, :, :3] if out.ndim == 3 else out
     for top, left, where in _regions(pixels.shape[:2], hide, name):
         height, width = where.shape

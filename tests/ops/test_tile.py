@@ -129,7 +129,7 @@ def star(seed: int) -> list[float]:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(*[st.integers(1, 29)] * 4), min_size=1, max_size=5),
+    st.lists(st.tuples(*[st.integers(1, 25)] * 4), min_size=1, max_size=5),
     st.integers(0, 10**6),
     st.integers(1, 4),
     st.integers(1, 4),

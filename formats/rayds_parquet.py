@@ -103,6 +103,7 @@ class RaydsParquet(Format):
         z_order=True,
         media=frozenset({"image", "point_cloud"}),
         extra=True,
+        edits=True,
     )
 
     @dataclass(frozen=True)
@@ -219,7 +220,9 @@ class RaydsParquet(Format):
         if ctx.options.embed:
             return self._embedded(chunk, ctx)
         if ctx.options.save_media:
-            return [with_media(chunk, path=self.media_names(chunk, ctx), data=None, encoding=None)]
+            return [
+                with_media(chunk, path=self.media_names(chunk, ctx), data=None, encoding=None, edits=None)
+            ]
         return [chunk]
 
     def _embedded(self, block: pa.Table, ctx: WriteContext) -> Iterator[pa.Table]:
@@ -247,7 +250,9 @@ class RaydsParquet(Format):
                         )
                         loaded = None
                     data.append(loaded)
-                part = with_media(part, path=None, data=pa.array(data, pa.binary()), encoding=names)
+                part = with_media(
+                    part, path=None, data=pa.array(data, pa.binary()), encoding=names, edits=None
+                )
                 yield part if keep.all() else part.filter(pa.array(keep))
 
     def finish(self, fragments: Sequence[Any], ctx: WriteContext) -> None:

@@ -25,7 +25,8 @@ from rayds.partial import Partial
 from rayds.reading import Source
 from rayds.report import Report
 from rayds.resume import Job, Keeping, identity
-from rayds.schema import DEFAULT_SUBSET, MEDIA_TYPE, media_field, single_chunk, split_errors
+from rayds.schema import DEFAULT_SUBSET, media_field, single_chunk, split_errors, with_media
+from rayds.sizes import fill_sizes as known_sizes
 from rayds.storage import Storage, io_threads
 from rayds.units import (
     NumberingReader,
@@ -108,47 +109,15 @@ def fill_sizes(block: pa.Table, ctx: WriteContext) -> pa.Table:
 
     A file that is missing leaves its size unknown: whether that matters is the format's to say.
     """
-    known = pc.is_valid(media_field(block, "width"))
-    rows = np.flatnonzero(~known.to_numpy(zero_copy_only=False))
-    if not len(rows):
-        return block
-    column = single_chunk(block, "media")
-    ids = single_chunk(block, "id")
-    todo = column.take(pa.array(rows)).to_pylist()
-    failed: dict[int, DataError] = {}
-
-    def one(k: int) -> tuple[int, int] | None:
-        row = todo[k]
-        if not row or row["kind"] != "image":
-            return None
-        try:
-            if row["data"] is not None:
-                return media.probe_bytes(row["data"], row["path"])
-            return media.probe(row["path"]) if row["path"] else None
-        except DataError as e:
-            failed[int(rows[k])] = DataError(
-                e.reason, file=e.file, item=ids[int(rows[k])].as_py(), remedy=e.remedy
-            )
-            return None
-
-    with ThreadPoolExecutor(io_threads(*(row["path"] for row in todo if row))) as pool:
-        sizes = list(pool.map(one, range(len(rows))))
-    height = np.array(media_field(block, "height").fill_null(-1), np.int32)
-    width = np.array(media_field(block, "width").fill_null(-1), np.int32)
-    for row, size in zip(rows, sizes, strict=True):
-        if size:
-            height[row], width[row] = size
-    fields = {f.name: pc.struct_field(column, f.name) for f in MEDIA_TYPE}
-    for name, values in (("height", height), ("width", width)):
-        fields[name] = pa.array(values, pa.int32(), mask=values < 0)
-    filled = pa.StructArray.from_arrays(
-        list(fields.values()), fields=list(MEDIA_TYPE), mask=pc.is_null(column)
-    )
-    return _keep(block.set_column(block.schema.get_field_index("media"), "media", filled), failed, ctx)
+    block, failed = known_sizes(block)
+    return _keep(block, failed, ctx)
 
 
 def save_media(fmt: Format, block: pa.Table, ctx: WriteContext) -> pa.Table:
-    """Write the images of a block where the format wants them; items whose image can't be written are bad."""
+    """Write the images of a block where the format wants them; items whose image can't be written are bad.
+
+    What was written has its edits made: the block has them no more.
+    """
     names = fmt.media_names(block, ctx).to_pylist()
     rows = single_chunk(block, "media").to_pylist()
     ids = single_chunk(block, "id")
@@ -164,6 +133,8 @@ def save_media(fmt: Format, block: pa.Table, ctx: WriteContext) -> pa.Table:
 
     with ThreadPoolExecutor(io_threads(ctx.out.url, *(row["path"] for row in rows if row))) as pool:
         list(pool.map(one, range(len(rows))))
+    saved = pa.array([name is not None for name in names])
+    block = with_media(block, edits=pc.if_else(saved, None, media_field(block, "edits")))
     return _keep(block, failed, ctx)
 
 
@@ -222,7 +193,9 @@ def look_first(
 ) -> None:
     """The passes over all blocks before the first is written; an earlier run's results are taken over."""
     if strict and kept.noted("strict") is None:
-        check_losses(engine, blocks, fmt.capabilities(ctx.options), fmt)
+        caps = fmt.capabilities(ctx.options)
+        # what is saved has its edits made
+        check_losses(engine, blocks, replace(caps, edits=caps.edits or bool(ctx.options.save_media)), fmt)
         kept.note("strict", True)
     if fmt.needs_survey(ctx):
         known = kept.noted("survey")

@@ -78,6 +78,7 @@ class Capabilities:
     annotations: types. attributes, item_attributes: all (True), none (False) or the named ones.
     ids, groups, z_order: of annotations. unlabeled: annotations without a label. subsets: any (True), none
     (False: all items become one list) or the named ones. media: kinds of MEDIA_TYPE. extra: that of all families.
+    edits: of images, see rayds.edits; other formats hold images with their edits made, if they are saved.
     needs_size: image sizes are read from the files where they are not known, before `write` is called.
     """
 
@@ -91,6 +92,7 @@ class Capabilities:
     subsets: bool | frozenset[str] = True
     media: frozenset[str] = frozenset({"image"})
     extra: bool = False
+    edits: bool = False
     needs_size: bool = False
 
 

@@ -23,10 +23,10 @@ from rayds.engine.base import Block
 from rayds.errors import DataError, EngineError, OnError, UsageError
 from rayds.format import with_errors
 from rayds.item import annotation_to_row
-from rayds.media import decode
+from rayds.media import row_pixels
 from rayds.registry import load
 from rayds.schema import ANNOTATION_TYPE, AnnotationType, flat, single_chunk, with_annotations
-from rayds.storage import io_threads, read_url
+from rayds.storage import io_threads
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -162,11 +162,8 @@ def _pixels(id: str, media: dict[str, Any] | None) -> Pixels | DataError:
             "the item has no image", item=id, remedy="A model needs the images: read them with the dataset"
         )
     try:
-        data = media["data"] if media["data"] is not None else read_url(media["path"])
         # not turned by EXIF: annotations are of the image as stored
-        return decode(data, media["path"], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except FileNotFoundError:
-        return DataError("the image file is missing", file=media["path"], item=id)
+        return row_pixels(media, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except DataError as e:
         return DataError(e.reason, file=e.file, item=id, remedy=e.remedy)
 

@@ -17,6 +17,7 @@ from rayds.sql import query
 
 Losses = dict[str, tuple[int, str]]
 NOTE = "note: "  # kinds that begin with it are told, but are no loss under --strict
+EDITS = "image edits: not written without --save-media"
 
 _FEW = 256
 _LOST = "rayds_lost"  # in an item's extra: what operations could not keep of it, on its way to the report
@@ -177,6 +178,10 @@ def _item_losses(block: pa.Table, caps: Capabilities, ids: pa.Array) -> Losses:
         lost = pc.invert(pc.is_in(subsets, allowed))
         if n := pc.sum(lost).as_py() or 0:
             losses["subset names"] = (n, f"subset {subsets.filter(lost)[0].as_py()!r}")
+    edits = media_field(block, "edits")
+    if not caps.edits and edits.null_count < len(edits):
+        edited = pc.is_valid(edits)
+        losses[EDITS] = (pc.sum(edited).as_py(), f"item {ids.filter(edited)[0].as_py()!r}")
     kinds = media_field(block, "kind")
     for kind in pc.unique(kinds).drop_null().to_pylist():
         if kind not in caps.media:

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import os
 import posixpath
-import re
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from rayds.edits import MAX_PIXELS, Edits, apply_edits, dump_edits, edited_size, load_edits
 from rayds.errors import DataError
+from rayds.headers import guess_encoding, probe_bytes
 from rayds.storage import Storage, is_url, read_url, safe_output
 from rayds.urls import normal
 
@@ -32,7 +30,6 @@ IMAGE_EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".webp",
     ".pfm", ".sr", ".ras", ".exr", ".hdr", ".pic", ".pbm", ".pgm", ".ppm", ".pxm", ".pnm",
 ))  # fmt: skip
-MAX_PIXELS = int(os.environ.get("RAYDS_MAX_PIXELS", 512 << 20))  # a decompression bomb guard
 PROBE_BYTES = 64 << 10
 FLOAT_EXTENSIONS = frozenset((".exr", ".hdr", ".pic", ".pfm", ".tif", ".tiff"))
 DEEP_EXTENSIONS = FLOAT_EXTENSIONS | {".png", ".jp2", ".pgm", ".ppm", ".pnm", ".pxm"}  # hold 16 bits
@@ -69,7 +66,8 @@ class Media:
         if row["kind"] == PointCloud.kind:
             return PointCloud(row["path"] or "", related=list(row["related"] or ()))
         size = (row["height"], row["width"]) if row["height"] is not None else None
-        return Image(path=row["path"] or "", data=row["data"], size=size, encoding=row["encoding"])
+        edits = load_edits(row.get("edits"))
+        return Image(row["path"] or "", row["data"], size, row["encoding"], edits)
 
 
 @dataclass(eq=False)
@@ -77,6 +75,7 @@ class Image(Media):
     """An image: by path or URL, by encoded bytes, by an array (H, W[, C] BGR) or by a callable that returns one.
 
     size: (height, width) in pixels where known; read from the header when asked and not known.
+    edits: steps that change the image when its pixels are read (see rayds.edits); size is that after them.
     """
 
     kind = "image"
@@ -85,6 +84,7 @@ class Image(Media):
     data: Any = field(default=None, repr=False)
     size: tuple[int, int] | None = None
     encoding: str | None = None
+    edits: Edits = field(default_factory=list, repr=False)
 
     @classmethod
     def of(cls, value: Any) -> Image:
@@ -112,7 +112,12 @@ class Image(Media):
 
     @property
     def pixels(self) -> Pixels:
-        """The decoded image, (H, W) or (H, W, C), BGR. Raises DataError when it can't be decoded."""
+        """The decoded image after its edits, (H, W) or (H, W, C), BGR. Raises DataError when it can't be decoded."""
+        pixels = self._stored
+        return apply_edits(pixels, self.edits, self.path or None, _part) if self.edits else pixels
+
+    @property
+    def _stored(self) -> Pixels:
         if callable(self.data):
             return np.asarray(self.data())
         if isinstance(self.data, np.ndarray):
@@ -121,17 +126,17 @@ class Image(Media):
 
     def get_size(self) -> tuple[int, int] | None:
         """(height, width), from the header of the file when not known; None when there is no such file."""
-        if self.size is None:
-            if isinstance(self.data, np.ndarray):
-                self.size = (int(self.data.shape[0]), int(self.data.shape[1]))
-            elif callable(self.data):
-                h, w = self.pixels.shape[:2]
-                self.size = (int(h), int(w))
-            elif self.data is not None:
-                self.size = probe_bytes(self.data, self.path or None)
-            elif self.path:
-                self.size = probe(self.path)
+        if self.size is None and (stored := self._stored_size()) is not None:
+            self.size = edited_size(stored, self.edits)
         return self.size
+
+    def _stored_size(self) -> tuple[int, int] | None:
+        if isinstance(self.data, np.ndarray) or callable(self.data):
+            height, width = self._stored.shape[:2]
+            return int(height), int(width)
+        if self.data is not None:
+            return probe_bytes(self.data, self.path or None)
+        return probe(self.path) if self.path else None
 
     @property
     def has_data(self) -> bool:
@@ -139,14 +144,11 @@ class Image(Media):
         return self.data is not None or bool(self.path and _exists(self.path))
 
     def to_row(self) -> dict[str, Any]:
-        data, encoding, size = self.data, self.encoding, self.size
+        data, encoding, size, edits = self.data, self.encoding, self.size, self.edits
         if data is not None and not isinstance(data, (bytes, bytearray)):
             pixels = self.pixels
-            data, encoding, size = (
-                encode(pixels, ".png"),
-                ".png",
-                (int(pixels.shape[0]), int(pixels.shape[1])),
-            )
+            data, encoding, edits = encode(pixels, ".png"), ".png", []
+            size = (int(pixels.shape[0]), int(pixels.shape[1]))
         elif data is not None:
             encoding = encoding or guess_encoding(bytes(data[:16]))
             try:
@@ -160,18 +162,21 @@ class Image(Media):
             "encoding": encoding,
             "height": size[0] if size else None,
             "width": size[1] if size else None,
+            "edits": dump_edits(edits),
         }
 
     def __eq__(self, other: object) -> bool:
-        """Equal pixels where both hold data, else the same path and no conflicting size."""
+        """Equal pixels where both hold data, else the same path and edits and no conflicting size."""
         if not isinstance(other, Image):
             return NotImplemented
         if self.data is not None and other.data is not None:
-            if isinstance(self.data, bytes) and isinstance(other.data, bytes) and self.data == other.data:
+            stored = isinstance(self.data, bytes) and isinstance(other.data, bytes)
+            if stored and self.data == other.data and self.edits == other.edits:
                 return True
             return bool(np.array_equal(self.pixels, other.pixels))
         sizes = (self.size, other.size)
-        return self.path == other.path and (None in sizes or sizes[0] == sizes[1])
+        same = self.path == other.path and self.edits == other.edits
+        return same and (None in sizes or sizes[0] == sizes[1])
 
     def __repr__(self) -> str:
         what = self.path or ("data" if self.data is not None else "")
@@ -218,8 +223,13 @@ def _related(value: Any) -> str:
     row = Image.of(value).to_row()
     if row["data"] is None:
         return str(row["path"] or "")
-    kind = (row["encoding"] or ".bin").removeprefix(".")
-    return f"data:image/{kind};base64,{base64.b64encode(row['data']).decode()}"
+    return inline_url(row["data"], row["encoding"])
+
+
+def inline_url(data: bytes, encoding: str | None) -> str:
+    """The `data:` URL of the bytes of an image; encoding: a file extension."""
+    kind = (encoding or ".bin").removeprefix(".")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _inline_bytes(path: str) -> bytes:
@@ -238,90 +248,6 @@ def extension(path: str) -> str:
 
 def _exists(path: str) -> bool:
     return Storage(path).exists() if is_url(path) else os.path.isfile(path)
-
-
-def guess_encoding(data: bytes) -> str:
-    """The file extension of encoded image bytes by their first bytes; ".bin" when unknown."""
-    signatures = {
-        b"\xff\xd8\xff": ".jpg",
-        b"\x89PNG": ".png",
-        b"BM": ".bmp",
-        b"II*\0": ".tif",
-        b"MM\0*": ".tif",
-        b"GIF8": ".gif",
-        b"P5": ".pgm",
-        b"P6": ".ppm",
-        b"#?RADIANCE": ".hdr",
-    }
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return ".webp"
-    return next((ext for sig, ext in signatures.items() if data.startswith(sig)), ".bin")
-
-
-def probe_bytes(data: bytes, name: str | None = None) -> tuple[int, int]:
-    """(height, width) of the pixels that `decode` gives, from the first bytes of an image.
-
-    That is as stored, EXIF rotation not applied, but for TIFF, whose decoder applies it.
-    Raises DataError when the header can't be read.
-    """
-    found = _own_header(bytes(data[:4096]))
-    if found is None:
-        found = _imagesize(data) or _pillow_size(data)
-    if found is None or found[0] <= 0 or found[1] <= 0:
-        raise DataError("not an image, or its header is damaged", file=name)
-    return found
-
-
-_NETPBM = re.compile(rb"P[1-6Ff](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
-_RADIANCE = re.compile(rb"\n[-+]Y +(\d{1,9}) +[-+]X +(\d{1,9})\n")
-_EXR = re.compile(rb"\0dataWindow\0box2i\0\x10\0\0\0(.{16})", re.DOTALL)
-
-
-def _own_header(head: bytes) -> tuple[int, int] | None:
-    """(height, width) of the formats that imagesize and Pillow don't know whole; (0, 0) for a damaged one."""
-    if re.match(rb"P[1-6Ff]\s", head):
-        netpbm = _NETPBM.match(head)
-        return (int(netpbm[2]), int(netpbm[1])) if netpbm else (0, 0)
-    if head.startswith(b"#?"):
-        radiance = _RADIANCE.search(head)
-        return (int(radiance[1]), int(radiance[2])) if radiance else (0, 0)
-    if head.startswith(b"v/1\x01"):
-        exr = _EXR.search(head)
-        if not exr:
-            return 0, 0
-        left, top, right, bottom = struct.unpack("<4i", exr[1])
-        return bottom - top + 1, right - left + 1
-    return None
-
-
-@cache
-def _rotation_options() -> dict[str, bool]:
-    import inspect
-
-    import imagesize
-
-    return {"exif_rotation": False} if "exif_rotation" in inspect.signature(imagesize.get).parameters else {}
-
-
-def _imagesize(data: bytes) -> tuple[int, int] | None:
-    import imagesize
-
-    tiff = bytes(data[:4]) in (b"II*\0", b"MM\0*")
-    try:
-        width, height = imagesize.get(io.BytesIO(data), **({} if tiff else _rotation_options()))
-    except (ValueError, OSError, LookupError, OverflowError, SyntaxError, TypeError, struct.error):
-        return None  # a cut or unknown header: let Pillow try
-    return (int(height), int(width)) if width > 0 and height > 0 else None
-
-
-def _pillow_size(data: bytes) -> tuple[int, int] | None:
-    from PIL import Image as Pillow
-
-    try:
-        with Pillow.open(io.BytesIO(data)) as im:
-            return int(im.height), int(im.width)
-    except (OSError, ValueError, SyntaxError, struct.error, Pillow.DecompressionBombError):
-        return None
 
 
 def probe(path: str) -> tuple[int, int] | None:
@@ -414,23 +340,51 @@ def encode(pixels: Pixels, ext: str, quality: int = 95) -> bytes:
 def load(row: dict[str, Any], ext: str, *, make: Callable[[Pixels], Pixels] | None = None) -> bytes:
     """The bytes of a file of the media of a row of MEDIA_TYPE, in the encoding of the extension `ext`.
 
-    They are the source's own when that has the same encoding, else decoded and encoded again (always when
-    `make`, which changes the pixels, is given). Raises DataError when the media is missing or unreadable.
+    They are the source's own when that has the same encoding, else decoded and encoded again (always when it has
+    edits, or `make`, which changes the pixels, is given). Raises DataError when the media is missing or unreadable.
     """
-    path, data = row["path"], row["data"]
-    if data is None:
-        if not path:
-            raise DataError("the item has no media to save")
-        try:
-            data = _inline_bytes(path) if is_inline(path) else read_url(path)
-        except FileNotFoundError as e:
-            raise _missing(path) from e
-    if make is None and (row["kind"] != "image" or same_encoding(ext, _source_ext(row))):
-        return bytes(data)
-    pixels = decode(data, path)
+    if make is None and _as_it_is(row, ext):
+        return stored_bytes(row)
+    pixels = row_pixels(row)
     if pixels.dtype.kind == "f" and ext.lower() not in FLOAT_EXTENSIONS:
         pixels = pixels * 255  # 1.0 is white
     return encode(make(pixels) if make else pixels, ext)
+
+
+def stored_bytes(row: dict[str, Any]) -> bytes:
+    """The encoded bytes of the media of a row of MEDIA_TYPE, without its edits. Raises DataError when it is missing."""
+    path, data = row["path"], row["data"]
+    if data is not None:
+        return bytes(data)
+    if not path:
+        raise DataError("the item has no media to save")
+    try:
+        return _inline_bytes(path) if is_inline(path) else read_url(path)
+    except FileNotFoundError as e:
+        raise _missing(path) from e
+
+
+def row_pixels(row: dict[str, Any], flags: int | None = None, data: bytes | None = None) -> Pixels:
+    """The pixels of the image of a row of MEDIA_TYPE, its edits made: (H, W) or (H, W, C), BGR.
+
+    flags: as in `decode`; data: the encoded bytes, where they were read already. Raises DataError when the image is
+    missing, unreadable, or not as its edits expect it.
+    """
+    pixels = decode(stored_bytes(row) if data is None else data, row["path"], flags)
+    edits = load_edits(row.get("edits"))
+    return apply_edits(pixels, edits, row["path"], _part) if edits else pixels
+
+
+def _part(path: str, edits: Edits) -> Pixels:
+    """The image of a path after some edits."""
+    return row_pixels({"path": path, "data": None, "edits": dump_edits(edits)})
+
+
+def _as_it_is(row: dict[str, Any], ext: str) -> bool:
+    """Whether the bytes of a row's media are those of a file with the extension `ext`."""
+    if row["kind"] != "image":
+        return True
+    return not row.get("edits") and same_encoding(ext, _source_ext(row))
 
 
 def save(
@@ -438,13 +392,13 @@ def save(
 ) -> None:
     """Write the media of a row of MEDIA_TYPE to `name` in a storage.
 
-    Bytes are copied when the extension names the same encoding, else decoded and encoded again.
+    Bytes are copied when the extension names the same encoding and there are no edits, else decoded and encoded again.
     Raises DataError when the media is missing or unreadable, or when `name` would leave its folder.
     """
     safe_output(name)  # it comes from ids and subsets of untrusted data
     ext = posixpath.splitext(name)[1]
     path = row["path"]
-    copied = make is None and (row["kind"] != "image" or same_encoding(ext, _source_ext(row)))
+    copied = make is None and _as_it_is(row, ext)
     if not copied or row["data"] is not None or not path or is_inline(path):
         out.write_bytes(name, load(row, ext, make=make))
         return

@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from rayds import options as base
 from rayds.categories import Categories
 from rayds.engine.base import Block, Blocks, Engine
 from rayds.errors import DataError, EngineError, OnError, UsageError
-from rayds.format import with_errors
 from rayds.registry import load
 from rayds.schema import ITEM_SCHEMA, conform, single_chunk
 
@@ -35,7 +33,8 @@ class Op(ABC):
     title: ClassVar[str] = ""
     keeps_ids: ClassVar[bool] = True
     keeps_items: ClassVar[bool] = True
-    on_error: OnError = OnError.RAISE  # that of the dataset, set before `run`
+
+    on_error: OnError = OnError.RAISE  # what becomes of items that `apply` can't change: that of the dataset
 
     @dataclass(frozen=True)
     class Options(base.Options):
@@ -67,17 +66,16 @@ class Op(ABC):
         """What the result says of the whole dataset, by format family."""
         return dict(infos)
 
-    def bad_items(self, block: Block, failed: Mapping[int, DataError]) -> Block:
-        """The block without the rows that failed, which become bad items; under the policy raise the first is raised."""
+    def good_rows(self, block: Block, failed: Mapping[int, DataError]) -> tuple[Block, list[dict[str, Any]]]:
+        """(the block without the rows that failed, the errors for `rayds.format.with_errors`); raises the first
+        error under the policy raise. For `apply`: failed has the row of each item that it can't change."""
         if not failed:
-            return block
+            return block, []
         if self.on_error is OnError.RAISE:
             raise failed[min(failed)]
         subsets = single_chunk(block, "subset")
-        errors = [{"subset": subsets[row].as_py(), **e.record()} for row, e in sorted(failed.items())]
-        keep = np.ones(block.num_rows, bool)
-        keep[list(failed)] = False
-        return with_errors(block.filter(pa.array(keep)), errors)
+        records = [{"subset": subsets[row].as_py(), **e.record()} for row, e in sorted(failed.items())]
+        return block.filter(pa.array([i not in failed for i in range(block.num_rows)])), records
 
     def _checked(self, block: Block) -> Block:
         out = self.apply(block)

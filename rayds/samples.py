@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.errors import DataError, OnError, UnknownNameError, UsageError
-from rayds.media import Pixels, decode, probe, probe_bytes
+from rayds.headers import probe_bytes
+from rayds.media import Pixels, decode, row_pixels
 from rayds.schema import ERROR_COLUMN, ITEM_SCHEMA, list_of, single_chunk, split_errors
+from rayds.sizes import size_of
 from rayds.storage import io_threads, is_url, read_url
 from rayds.targets import KINDS, Bad, Ints, Placed, class_masks, classes, objects
 
@@ -203,19 +205,21 @@ class Recipe:
                 if isinstance(data, DataError):
                     raise data
                 if self.decode:
-                    images[i], sizes[i] = self._decoded(data, media[i]["path"])
+                    images[i], sizes[i] = self._decoded(data, media[i])
                 else:
                     sizes[i] = data or (media[i]["height"], media[i]["width"])
             except DataError as e:
                 bad[i] = DataError(e.reason, file=e.file, item=ids[i], place=e.place, remedy=e.remedy)
         return images, sizes, bad
 
-    def _decoded(self, data: bytes, name: str | None) -> tuple[Pixels, tuple[int, int]]:
-        """(RGB pixels, the size as stored). A JPEG much larger than wanted is decoded at a half, quarter or eighth."""
+    def _decoded(self, data: bytes, row: dict[str, Any]) -> tuple[Pixels, tuple[int, int]]:
+        """(RGB pixels, the size as stored and edited). A JPEG that has no edits and is much larger than wanted is
+        decoded at a half, quarter or eighth."""
         import cv2
 
-        if not data.startswith(b"\xff\xd8\xff"):
-            pixels = decode(data, name)
+        name = row["path"]
+        if row["edits"] or not data.startswith(b"\xff\xd8\xff"):
+            pixels = row_pixels(row, data=data)
             return _rgb(pixels), (pixels.shape[0], pixels.shape[1])
         size = probe_bytes(data, name)
         factor = self._reduction(size)
@@ -288,11 +292,11 @@ def _size(media: dict[str, Any] | None) -> tuple[int, int] | DataError | None:
     if not media or media["data"] is not None or not media["path"]:
         data = _bytes(media)
         try:
-            return data if isinstance(data, DataError) else probe_bytes(data)
+            return data if isinstance(data, DataError) else size_of({**(media or {}), "data": data})
         except DataError as e:
             return e
     try:
-        return probe(media["path"]) or DataError(
+        return size_of(media) or DataError(
             "the image file is missing, and its size not known", file=media["path"]
         )
     except DataError as e:

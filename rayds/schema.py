@@ -46,6 +46,7 @@ MEDIA_TYPE = pa.struct(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("related", pa.list_(pa.string())),
+        ("edits", pa.string()),  # JSON list of steps that change the decoded image (rayds.edits), null: none
     ]
 )
 

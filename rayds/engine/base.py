@@ -172,7 +172,12 @@ def guarded(fn: Stage) -> Stage:
         out = fn(good)
         if ERROR_COLUMN not in out.schema.names:
             out = out.append_column(ERROR_COLUMN, pa.nulls(out.num_rows, pa.string()))
-        return out if bad is None else pa.concat_tables([out, bad], promote_options="default")
+        if bad is None:
+            return out
+        bad = bad.select(
+            [n for n in bad.column_names if n in out.column_names]
+        )  # a column that fn drops is gone
+        return pa.concat_tables([out, bad], promote_options="default")
 
     return run
 

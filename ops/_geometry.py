@@ -155,6 +155,28 @@ def _check_masks(
         )
 
 
+def broken_masks(block: Block) -> dict[int, DataError]:
+    """The rows of a block that have a mask whose run lengths are broken: they must not be decoded."""
+    view = flat(block)
+    rows = np.flatnonzero(view.type == T.mask)
+    if not len(rows):
+        return {}
+    mask = view.column("mask").take(pa.array(rows))
+    height, width = (
+        pc.struct_field(mask, n).fill_null(-1).to_numpy(zero_copy_only=False) for n in ("height", "width")
+    )
+    broken = view.item[rows[broken_rles(pc.struct_field(mask, "counts"), height, width)]]
+    ids = single_chunk(block, "id")
+    return {
+        row: DataError(
+            "the run lengths of a mask are broken",
+            item=ids[row].as_py(),
+            remedy="Correct or remove the annotation",
+        )
+        for row in np.unique(broken).tolist()
+    }
+
+
 def sizes_of(block: Block) -> Ints:
     """(height, width) of the image of each item, shape (items, 2); 0 where there is none. Point clouds have none."""
     cloud = pc.fill_null(pc.equal(media_field(block, "kind"), "point_cloud"), False)

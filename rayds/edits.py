@@ -225,8 +225,7 @@ def _unreadable(pixels: Pixels, top: int, left: int, where: Bools, hide: Mapping
         part = np.ascontiguousarray(image[top : top + height, left : left + width])
         small = (max(1, width // side), max(1, height // side))
         coarse = cv2.resize(part, small, interpolation=cv2.INTER_AREA)
-        made = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
-        return made
+        return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
     # three box filters are a Gaussian as far as an eye can tell, and take the same time however wide they are
     kernel = 2 * side + 1
     y, x = max(0, top - 3 * side), max(0, left - 3 * side)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,47 @@ def mask_to_polygons(image: BoolMask, min_area: float = 1.0) -> list[list[float]
         if len(points) >= 3 and cv2.contourArea(contour) >= min_area:
             out.append(points.astype(float).ravel().tolist())
     return out
+
+
+@dataclass
+class Outlines:
+    """The outlines of a mask's parts, each x0, y0, x1, y1, ...; how many parts were too small, how many holes there are."""
+
+    polygons: list[list[float]]
+    small: int = 0
+    holes: int = 0
+
+
+def mask_outlines(image: BoolMask, min_area: float = 1.0, keep_holes: bool = True) -> Outlines:
+    """The outlines of a mask's parts along pixel centres; parts under min_area pixels are left out.
+
+    keep_holes: a hole is tied to the outline by a line that is passed there and back, so that drawing the polygon (by the even-odd
+    or the winding rule) leaves it out; else it is filled.
+    """
+    import cv2
+
+    contours, tree = cv2.findContours(image.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    found = Outlines([])
+    for i, contour in enumerate(contours):
+        if tree[0][i][3] >= 0:
+            continue  # a hole, which comes with what it is in
+        holes = [c for c, t in zip(contours, tree[0], strict=True) if t[3] == i]
+        found.holes += len(holes)
+        if len(contour) < 3 or cv2.contourArea(contour) < min_area:
+            found.small += 1
+            continue
+        ring = contour.reshape(-1, 2)
+        for hole in holes if keep_holes else ():
+            ring = _tied(ring, hole.reshape(-1, 2))
+        found.polygons.append(ring.astype(float).ravel().tolist())
+    return found
+
+
+def _tied(ring: npt.NDArray[Any], hole: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The ring with a way to a hole, around it, and back, from where they are nearest to each other."""
+    apart = ((ring[:, None, :] - hole[None, :, :]) ** 2).sum(2)
+    i, j = np.unravel_index(int(apart.argmin()), apart.shape)
+    return np.concatenate([ring[: i + 1], hole[j:], hole[: j + 1], ring[i:]])
 
 
 def rle_to_polygons(rle: Rle) -> list[list[float]]:

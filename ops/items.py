@@ -107,8 +107,8 @@ class Rename(Renaming):
             subsets = single_chunk(block, "subset").to_pylist()
             attributes = single_chunk(block, "attributes").to_pylist()
             made = [
-                self._named(*one, json.loads(a) if a else {})
-                for *one, a in zip(ids, subsets, attributes, strict=True)
+                self._named(i, s, json.loads(a) if a else {})
+                for i, s, a in zip(ids, subsets, attributes, strict=True)
             ]
         return with_column(block, "id", pa.array(made, pa.string()))
 

@@ -37,7 +37,10 @@ class _ToMasks(Op):
     shapes: ClassVar[tuple[T, ...]]
 
     def apply(self, block: Block) -> Block:
-        block, failed = sized(block) if np.isin(flat(block).type, self.shapes).any() else (block, {})
+        view = flat(block)
+        concerned = set(view.item[np.isin(view.type, self.shapes)].tolist())
+        block, failed = sized(block) if concerned else (block, {})
+        failed = {row: error for row, error in failed.items() if row in concerned}
         block, errors = self.good_rows(block, failed)
         view = flat(block)
         rows = np.flatnonzero(np.isin(view.type, self.shapes))

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rayds.annotations import decode_rle, encode_mask
 from rayds.engine.base import Block
+from rayds.errors import DataError
 from rayds.format import with_errors
 from rayds.geometry import mask_outlines, merge_rles
 from rayds.losses import lose
@@ -44,6 +45,14 @@ def rles_of(columns: dict[str, pa.Array], view: Flat, rows: Ints, sizes: Ints) -
     for k, text in zip(shapes.tolist(), texts, strict=True):
         out[k] = {"size": sizes[k].tolist(), "counts": text}
     return out
+
+
+def sized_segments(block: Block) -> tuple[Block, dict[int, DataError]]:
+    """(the block with the sizes of its images, the rows with segments that can't be drawn)."""
+    view = flat(block)
+    concerned = set(view.item[np.isin(view.type, (T.polygon, T.mask))].tolist())
+    block, failed = sized(block) if concerned else (block, {})
+    return block, {row: error for row, error in failed.items() if row in concerned}
 
 
 @dataclass
@@ -101,7 +110,7 @@ class CropCoveredSegments(Op):
     title = "cut away what other segments cover"
 
     def apply(self, block: Block) -> Block:
-        block, failed = sized(block)
+        block, failed = sized_segments(block)
         block, errors = self.good_rows(block, failed)
         view = flat(block)
         columns = columns_of(view.rows)
@@ -187,7 +196,7 @@ class MergeInstanceSegments(Op):
         kinds = (T.mask, T.polygon) if self.options.include_polygons else (T.mask,)
         if not np.isin(view.type, kinds).any():
             return block
-        block, failed = sized(block)
+        block, failed = sized_segments(block)
         block, errors = self.good_rows(block, failed)
         view = flat(block)
         columns = columns_of(view.rows)

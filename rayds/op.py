@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rayds import options as base
 from rayds.categories import Categories
-from rayds.engine.base import Block, Blocks, Engine
+from rayds.engine.base import Block, Blocks, Engine, Stage
 from rayds.errors import DataError, EngineError, OnError, UsageError
 from rayds.registry import load
 from rayds.schema import ITEM_SCHEMA, conform, single_chunk
@@ -87,10 +87,41 @@ class Op(ABC):
             raise EngineError(f"the operation {self.name!r} returned no item table: {e}") from e
 
 
+class Surveying(Op):
+    """Base of operations that look at all items first, and then change each by what they saw.
+
+    columns: those that the first look needs; others are not read where the format can leave them.
+    """
+
+    columns: ClassVar[frozenset[str]] = frozenset(ITEM_SCHEMA.names)
+
+    @abstractmethod
+    def look(self, engine: Engine, blocks: Blocks) -> Any:
+        """What is seen of all items: small, as it is held by the driver."""
+
+    @abstractmethod
+    def use(self, found: Any) -> Stage:
+        """The stage that changes item tables by what was seen; it is sent to workers."""
+
+    def finish(self, engine: Engine, blocks: Blocks, stage: Stage) -> Blocks:
+        """The blocks changed."""
+        return engine.map(blocks, stage)
+
+    def run(self, engine: Engine, blocks: Blocks) -> Blocks:
+        return self.run_after(engine, blocks, blocks)
+
+    def run_after(self, engine: Engine, blocks: Blocks, looked_at: Blocks) -> Blocks:
+        """Like run; looked_at: the same items, maybe with some columns only."""
+        return self.finish(engine, blocks, self.use(self.look(engine, looked_at)))
+
+    def apply(self, block: Block) -> Block:
+        raise NotImplementedError("what becomes of an item follows from all of them")
+
+
 def transform_class(name: str) -> type[Op]:
     """The class of an operation by its name; raises UnknownNameError with the nearest names."""
     found: type[Op] = load("ops", name)
-    if not (isinstance(found, type) and issubclass(found, Op)):
+    if not issubclass(found, Op):
         raise UsageError(f"{name!r} is no transform; it has a command of its own")
     return found
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rayds.engine.base import Blocks, Engine
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
-from rayds.op import Op, prepared
+from rayds.op import Op, Surveying, prepared
 
 if TYPE_CHECKING:
     from rayds.dataset import Dataset
@@ -23,8 +23,15 @@ class Operating:
         changes: dict[str, Any] = {} if made.keeps_ids else {"ids": "unknown"}
         if made.keeps_items:
             changes["expect"] = own._expect
+
+        def build(engine: Engine) -> Blocks:
+            blocks = own._build(engine)
+            if isinstance(made, Surveying):
+                return made.run_after(engine, blocks, own._narrowed(made.columns)._build(engine))
+            return made.run(engine, blocks)
+
         return own._derive(
-            lambda engine: made.run(engine, own._build(engine)),
+            build,
             repr(made),
             categories=categories,
             infos=made.infos(own._infos),

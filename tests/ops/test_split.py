@@ -111,9 +111,7 @@ def test_what_belongs_together_stays_together(engine: Any) -> None:
 
 @pytest.mark.parametrize("attr", [None, "who"])
 def test_identities_of_the_test_are_nowhere_else(engine: Any, attr: str | None) -> None:
-    items = [
-        dm.DatasetItem(f"{i}", [dm.Label(i % 10, attributes={"who": f"p{i % 10}"})]) for i in range(200)
-    ]
+    items = [dm.DatasetItem(f"{i}", [dm.Label(i % 10, attributes={"who": f"p{i % 10}"})]) for i in range(200)]
     items += [dm.DatasetItem("none"), dm.DatasetItem("two", [dm.Label(0), dm.Label(1)])]
     dataset = dm.Dataset.from_iterable(items, [str(k) for k in range(10)], engine=engine)
     made = dataset.transform("split", task="reid", subset=THREE, query=0.25, attr=attr)

@@ -292,7 +292,9 @@ class Context:
                     raise NotCompilableError("an attribute that is called like an element")
                 rows, owner = _matched(of, tree)
                 return Selected(name, owner, tree[rows])
-            return _placed(of, joined([c for c in (own, told) if c is not None]))
+            # in document order: the first of several is the value as a number or a text
+            both = (own, told) if name in ("id", "type") else (told, own)
+            return _placed(of, joined([c for c in both if c is not None]))
         if of.kind == "bbox":
             return _placed(of, document.box_child(name))
         if of.kind in _TREES:

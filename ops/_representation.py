@@ -61,9 +61,9 @@ def element_name(name: str) -> str:
 
 
 def number_of(text: str) -> float:
-    """XPath's number() of a text."""
+    """XPath's number() of a text; like libxml2, exponents are read, too."""
     stripped = text.strip(" \t\r\n")
-    return float(stripped) if re.fullmatch(r"-?(\d+(\.\d*)?|\.\d+)", stripped) else math.nan
+    return float(stripped) if re.fullmatch(r"-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", stripped) else math.nan
 
 
 @dataclass

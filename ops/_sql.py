@@ -51,7 +51,7 @@ def check(where: str, annotations: bool) -> None:
     columns = ANNOTATION_COLUMNS if annotations else ITEM_COLUMNS
     try:
         parsed = _connection().extract_statements(_statement(where))
-        if len(parsed) != 1 or "select" in where.lower().replace("(", " ").split():
+        if not where.strip() or len(parsed) != 1 or "select" in where.lower().replace("(", " ").split():
             raise UsageError(f"--where: {where!r} is not one expression")
         _run(where, pa.schema(columns.items()).empty_table())
     except duckdb.Error as e:

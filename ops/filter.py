@@ -88,6 +88,16 @@ class Filter(Op):
         made = with_annotations(block, view.rows.filter(pa.array(keep)), counts)
         return made.filter(pa.array(counts > 0)) if self.mode == "items+annotations" else made
 
+    @staticmethod
+    def represented(block: Block, labels: list[str]) -> Iterator[str]:
+        """The items as a filter sees them, as XML texts."""
+        from lxml import etree
+
+        for item in Document(block, labels).elements():
+            for annotation in item.iter("annotation"):
+                del annotation.attrib["row"]
+            yield str(etree.tostring(item, encoding="unicode", pretty_print=True))
+
     def selected(self, block: Block) -> Bools:
         """Which items (mode items) or annotations of a block stay."""
         document = Document(block, self.labels)
@@ -122,7 +132,10 @@ class Filter(Op):
         find = etree.XPath(self.options.expression)
         keep = np.zeros(document.annotations if self.over_annotations else document.items, bool)
         for row, item in enumerate(document.elements()):
-            found = find(etree.ElementTree(item))
+            try:
+                found = find(etree.ElementTree(item))
+            except etree.XPathError as e:
+                raise _no_xpath(self.options.expression, e) from e
             if not self.over_annotations:
                 keep[row] = bool(found) if not isinstance(found, float) else found != 0 and found == found
                 continue
@@ -147,14 +160,8 @@ def _check_xpath(expression: str) -> None:
     try:
         etree.XPath(expression)(etree.ElementTree(etree.Element("item")))
     except etree.XPathError as e:
-        raise UsageError(f"{expression!r} is no XPath 1.0 expression: {e}") from e
+        raise _no_xpath(expression, e) from e
 
 
-def represented(block: Block, labels: list[str]) -> Iterator[str]:
-    """The items as a filter sees them, as XML texts."""
-    from lxml import etree
-
-    for item in Document(block, labels).elements():
-        for annotation in item.iter("annotation"):
-            del annotation.attrib["row"]
-        yield str(etree.tostring(item, encoding="unicode", pretty_print=True))
+def _no_xpath(expression: str, error: Exception) -> UsageError:
+    return UsageError(f"{expression!r} is no XPath 1.0 expression: {error}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from rayds.engine.base import Blocks, Engine
+from rayds.errors import UsageError
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
 from rayds.op import Op, Surveying, prepared
+from rayds.registry import load
 
 if TYPE_CHECKING:
     from rayds.dataset import Dataset
+    from rayds.item import DatasetItem
 
 
 class Operating:
@@ -37,6 +41,38 @@ class Operating:
             infos=made.infos(own._infos),
             **changes,
         )
+
+    def filter(
+        self,
+        expression: str | Callable[[DatasetItem], bool] | None = None,
+        filter_annotations: bool = False,
+        remove_empty: bool = False,
+        *,
+        mode: str | None = None,
+        where: str | None = None,
+    ) -> Dataset:
+        """The items for which an XPath expression selects anything; or those for which a function is true.
+
+        filter_annotations: keep the annotations that it selects instead; remove_empty: and no items without any. mode: the
+        same as one text ("items", "annotations", "items+annotations"). where: an SQL expression instead of the XPath.
+        """
+        own = _own(self)
+        if callable(expression):
+            if filter_annotations or mode not in (None, "i", "items") or where:
+                raise UsageError("a function filters items; use map to change their annotations")
+            return own.select(expression)
+        chosen = mode or (
+            "items" if not filter_annotations else "items+annotations" if remove_empty else "annotations"
+        )
+        return own.transform("filter", expression=expression, where=where, mode=chosen)
+
+    def represented(self) -> Iterator[str]:
+        """The items as filters see them, as XML texts."""
+        own = _own(self)
+        represented = load("ops", "filter").represented
+        labels = own._categories.labels.names()
+        for block in own.blocks():
+            yield from represented(block, labels)
 
     def run_model(
         self,

@@ -19,6 +19,7 @@ from rayds.cli._common import (
     run_options,
 )
 from rayds.cli._output import check_output, output_options, write_dataset, writer_of
+from rayds.cli.filter import check_expression, filter_options
 
 EXAMPLES = """
     rayds convert -i coco/ -f voc -o voc/ --save-media
@@ -31,12 +32,15 @@ EXAMPLES = """
 def check(ctx: click.Context) -> None:
     """The formats and all options of the command, without its data."""
     check_input(ctx)
+    if ctx.params["filter_expression"] is not None:
+        check_expression(ctx.params["filter_expression"], None, ctx.params["filter_mode"])
     if not asks_help(extra_words(ctx)):
         check_output(ctx)
 
 
 @click.command(cls=Command, takes_extra=True, check=check, examples=EXAMPLES)
 @input_options
+@filter_options
 @output_options("<format>", "The format to write.", required=True)
 @print_options
 @run_options
@@ -61,8 +65,12 @@ def convert(ctx: click.Context, /, **given: Any) -> None:
         click.echo(writer_help(fmt, [w for w in words if w not in HELP]))
         return
     writer_of(given, words, fmt)
+    if given["filter_expression"] is not None:
+        check_expression(given["filter_expression"], None, given["filter_mode"])
     start = time.monotonic()
     dataset = open_dataset(given)
+    if given["filter_expression"] is not None:
+        dataset = dataset.filter(given["filter_expression"], mode=given["filter_mode"])
     write_dataset(
         dataset,
         given,

@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "convert": Entry("rayds.cli.convert", "Datasets", "Write a dataset in another format."),
+    "filter": Entry("rayds.cli.filter", "Datasets", "Keep items or annotations by XPath or SQL."),
     "transform": Entry("rayds.cli.transform", "Datasets", "Split, relabel, rename, resize, ... a dataset."),
     "detect": Entry("rayds.cli.formats", "Datasets", "Tell which format a dataset has, and why."),
     "formats": Entry("rayds.cli.formats", "Formats", "List the formats, or show all about one."),

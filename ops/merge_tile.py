@@ -108,7 +108,7 @@ def _tile(text: str | None) -> _Tile | None:
 
 def _names(block: Block, tiles: list[_Tile | None]) -> Iterator[str]:
     for id_, tile in zip(single_chunk(block, "id").to_pylist(), tiles, strict=True):
-        yield f"tile/{tile.id}" if tile else f"item/{id_}"
+        yield tile.id if tile else id_
 
 
 def _hashes(block: Block) -> Ints:
@@ -141,20 +141,25 @@ def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block
     out = none.take(pa.array(starts))
     ids, attributes = single_chunk(out, "id").to_pylist(), single_chunk(out, "attributes").to_pylist()
     media = single_chunk(none, "media")
-    light = [pc.struct_field(media, n).to_pylist() for n in ("path", "encoding", "edits", "kind")]
+    fields = {
+        n: pc.struct_field(media, n).to_pylist()
+        for n in ("path", "encoding", "edits", "kind", "width", "height")
+    }
     failed: dict[int, DataError] = {}
     rows: dict[int, tuple[str | None, int, int]] = {}
     for k, (a, b) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        first = tiles[a]
-        if first is None:
+        mine = [t for t in tiles[a:b] if t]
+        if not mine:
             continue
+        first = mine[0]
         ids[k], attributes[k] = first.id, first.attributes
-        if not media[a].is_valid:
-            continue
         try:
-            rows[k] = _whole_image(media, light, a, b, [t for t in tiles[a:b] if t])
+            if len(mine) < b - a:
+                raise DataError("there is an item of this id beside its tiles", remedy="Rename one of them")
+            if media[a].is_valid:
+                rows[k] = _whole_image(media, fields, a, b, mine)
         except DataError as e:
-            failed[k] = DataError(e.reason, item=first.id, remedy=e.remedy)
+            failed[k] = DataError(e.reason, file=e.file, item=first.id, remedy=e.remedy)
     for name, values in (("id", ids), ("attributes", attributes)):
         at = out.schema.get_field_index(name)
         out = out.set_column(at, out.schema.field(name), pa.array(values, pa.string()))
@@ -163,19 +168,26 @@ def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block
 
 
 def _whole_image(
-    media: pa.Array, fields: list[list[Any]], a: int, b: int, tiles: Sequence[_Tile]
+    media: pa.Array, fields: dict[str, list[Any]], a: int, b: int, tiles: Sequence[_Tile]
 ) -> tuple[str | None, int, int]:
     """(edits of the first tile's image, height, width): the image that the tiles in rows a to b - 1 are parts of."""
     width, height = tiles[0].image
-    edits = [load_edits(text) for text in fields[2][a:b]]
+    edits = [load_edits(text) for text in fields["edits"][a:b]]
     if any(t.image != tiles[0].image for t in tiles):
         raise DataError(
             "its tiles don't agree on the size of the whole image", remedy="Tile the images again"
         )
+    for i, tile in enumerate(tiles, a):
+        size = [fields[n][i] for n in ("width", "height")]
+        if size != tile.roi[2:] and None not in size:
+            raise DataError(
+                f"its tile {tile.index} has {size[0]}x{size[1]} pixels, but was {tile.roi[2]}x{tile.roi[3]} when it was cut",
+                remedy="Join tiles before they are resized or cropped, or leave such items out (--on-error skip)",
+            )
     one = all(
         e and e[-1] == {"crop": t.roi} and e[:-1] == edits[0][:-1] for e, t in zip(edits, tiles, strict=True)
     )
-    one = one and all(len(set(f[a:b])) == 1 for f in (fields[0], fields[1], fields[3]))
+    one = one and all(len(set(fields[n][a:b])) == 1 for n in ("path", "encoding", "kind"))
     data = pc.struct_field(media.slice(a, b - a), "data")
     if one and (data.null_count == len(data) or len(pc.unique(data)) == 1):
         return dump_edits(edits[0][:-1]), height, width
@@ -184,11 +196,13 @@ def _whole_image(
             "tiles are missing, and those that are there are files of their own: the whole image is not known",
             remedy="Give all tiles, or leave such items out (--on-error skip)",
         )
+    if tiles[0].roi == [0, 0, width, height]:
+        return fields["edits"][a], height, width
     others = []
     for i in range(1, b - a):
-        path = fields[0][a + i]
+        path = fields["path"][a + i]
         if data[i].is_valid:
-            path = inline_url(data[i].as_py(), fields[1][a + i])
+            path = inline_url(data[i].as_py(), fields["encoding"][a + i])
         others.append({"at": tiles[i].roi, "path": path or "", "edits": edits[i]})
     step = {"mosaic": {"size": [width, height], "at": tiles[0].roi, "others": others}}
     return dump_edits([*edits[0], step]), height, width

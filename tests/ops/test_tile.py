@@ -303,6 +303,21 @@ def test_missing_tiles(photo: str) -> None:
         list(done.transform("merge_tile"))
 
 
+def test_tiles_that_were_changed(photo: str) -> None:
+    made = of([rayds.DatasetItem("a", [rayds.Bbox(2, 2, 4, 4, label=1)], image=photo)])
+    tiled = made.transform("tile", grid_size=(2, 2))
+    with pytest.raises(
+        DataError, match="item 'a': its tile 0 has 20x20 pixels, but was 42x32.*before they are resized"
+    ):
+        list(tiled.transform("resize", width=20, height=20).transform("merge_tile"))
+    [item] = tiled.transform("anonymize", label="dog", method="fill").transform("merge_tile")
+    assert np.array_equal((item.media.pixels == 0).all(2), square_mask(2, 2, 6, 6))
+    assert (item.media.pixels[6:] == pixels()[6:]).all()
+    both = rayds.Dataset.from_iterable([*tiled, rayds.DatasetItem("a")], ["cat", "dog"])
+    with pytest.raises(DataError, match="item 'a': there is an item of this id beside its tiles"):
+        list(both.transform("merge_tile"))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

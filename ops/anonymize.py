@@ -17,7 +17,16 @@ from rayds.engine.base import Block
 from rayds.errors import UsageError
 from rayds.format import with_errors
 from rayds.op import Op
-from rayds.ops._geometry import Bools, Numbers, T, columns_of, sized, sizes_of, visibilities, with_edits
+from rayds.ops._geometry import (
+    Bools,
+    Numbers,
+    T,
+    columns_of,
+    sized,
+    sizes_of,
+    visibilities,
+    with_edits,
+)
 from rayds.schema import Flat, flat, media_field, single_chunk, with_annotations, with_media
 
 PLACED = (T.bbox, T.polygon, T.polyline, T.points, T.ellipse, T.rotated_bbox, T.mask)

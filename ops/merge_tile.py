@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +14,11 @@ from rayds.edits import dump_edits, load_edits
 from rayds.engine.base import Block, Blocks, Engine
 from rayds.errors import DataError
 from rayds.format import with_errors
-from rayds.item import dump_json
 from rayds.media import inline_url
 from rayds.op import Op
 from rayds.ops._geometry import Ints
 from rayds.ops._merging import Tiled, merged
-from rayds.ops.tile import IMAGE, OUTER, ROI, TILE_ID, TILE_IDX
+from rayds.ops._tiles import TileOf, tile_of
 from rayds.schema import (
     MEDIA_TYPE,
     annotation_rows,
@@ -65,7 +63,7 @@ class MergeTile(Op):
     def _merge(self, block: Block) -> Block:
         numbers = block.column(NUMBER).to_numpy()
         block = block.drop_columns([NUMBER])
-        tiles = [_tile(text) for text in single_chunk(block, "attributes").to_pylist()]
+        tiles = [tile_of(text) for text in single_chunk(block, "attributes").to_pylist()]
         keys = list(
             zip(
                 numbers.tolist(), single_chunk(block, "subset").to_pylist(), _names(block, tiles), strict=True
@@ -82,38 +80,14 @@ class MergeTile(Op):
         return with_errors(made, errors) if errors else made
 
 
-class _Tile(NamedTuple):
-    id: str
-    index: int
-    roi: list[int]
-    image: list[int]
-    attributes: str | None
-
-
-def _tile(text: str | None) -> _Tile | None:
-    """What the attributes of an item say of it as a tile; attributes: those of the whole item."""
-    if not text or f'"{TILE_ID}"' not in text or f'"{ROI}"' not in text:
-        return None
-    told = json.loads(text)
-    try:
-        id_, index = str(told.pop(TILE_ID)), int(told.pop(TILE_IDX))
-        roi, image = ([int(v) for v in told.pop(n)] for n in (ROI, IMAGE))
-        if len(roi) != 4 or len(image) != 2 or min(roi[2:] + image) < 1 or min(roi[:2]) < 0:
-            return None
-    except (KeyError, TypeError, ValueError):
-        return None
-    outer = told.pop(OUTER, None) or {}
-    return _Tile(id_, index, roi, image, dump_json({**told, **outer}))
-
-
-def _names(block: Block, tiles: list[_Tile | None]) -> Iterator[str]:
+def _names(block: Block, tiles: list[TileOf | None]) -> Iterator[str]:
     for id_, tile in zip(single_chunk(block, "id").to_pylist(), tiles, strict=True):
         yield tile.id if tile else id_
 
 
 def _hashes(block: Block) -> Ints:
     """A hash of the item that each row goes to."""
-    tiles = [_tile(text) for text in single_chunk(block, "attributes").to_pylist()]
+    tiles = [tile_of(text) for text in single_chunk(block, "attributes").to_pylist()]
     subsets = single_chunk(block, "subset").to_pylist()
     names = [f"{s}/{n}" for s, n in zip(subsets, _names(block, tiles), strict=True)]
     sql = f"SELECT (md5_number_lower(name) % {1 << 62})::BIGINT AS hash FROM t"
@@ -133,7 +107,7 @@ def _numbered(keys: Ints, rank: Ints, block: Block) -> Block:
     return block.append_column(NUMBER, pa.array(rank[np.searchsorted(keys, _hashes(block))]))
 
 
-def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block, dict[int, DataError]]:
+def _joined(block: Block, group: Ints, tiles: list[TileOf | None]) -> tuple[Block, dict[int, DataError]]:
     """(the items of rows that are ordered by item and tile, those whose image can't be put together)."""
     starts = np.flatnonzero(np.append(True, np.diff(group) != 0))
     ends = np.append(starts[1:], len(group))
@@ -168,7 +142,7 @@ def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block
 
 
 def _whole_image(
-    media: pa.Array, fields: dict[str, list[Any]], a: int, b: int, tiles: Sequence[_Tile]
+    media: pa.Array, fields: dict[str, list[Any]], a: int, b: int, tiles: Sequence[TileOf]
 ) -> tuple[str | None, int, int]:
     """(edits of the first tile's image, height, width): the image that the tiles in rows a to b - 1 are parts of."""
     width, height = tiles[0].image
@@ -208,7 +182,7 @@ def _whole_image(
     return dump_edits([*edits[0], step]), height, width
 
 
-def _covered(tiles: Sequence[_Tile]) -> bool:
+def _covered(tiles: Sequence[TileOf]) -> bool:
     """Whether the tiles cover the whole image."""
     width, height = tiles[0].image
     xs = sorted({0, width, *(v for t in tiles for v in (t.roi[0], t.roi[0] + t.roi[2]))})
@@ -229,7 +203,7 @@ def _with_images(block: Block, made: dict[int, tuple[str | None, int, int]]) -> 
     return with_media(block, **{n: pa.array(v, types[n]) for n, v in fields.items()})
 
 
-def _with_merged(block: Block, out: Block, group: Ints, tiles: list[_Tile | None]) -> Block:
+def _with_merged(block: Block, out: Block, group: Ints, tiles: list[TileOf | None]) -> Block:
     view = flat(block)
     is_tile = np.array([t is not None for t in tiles], bool)
     rois = np.array([t.roi if t else [0, 0, 0, 0] for t in tiles], np.int64).reshape(-1, 4)

@@ -69,6 +69,14 @@ def test_annotations_are_cut_and_small_parts_left_out() -> None:
     assert left.annotations == right.annotations == []
 
 
+def test_what_is_in_no_tile_is_counted(tmp_path: Path) -> None:
+    before = [rayds.Bbox(30, 25, 20, 10), rayds.Bbox(30, 2, 12, 4)]  # a quarter in each tile; most in one
+    made = single(before).transform("tile", grid_size=(2, 2), overlap=(0, 0))
+    report = made.export(str(tmp_path / "out"), "rayds")
+    assert report.notes == {"annotations with too small a share in every tile": (1, "item 'a_tile_0'")}
+    assert report.annotations == {"bbox": 1}
+
+
 def test_the_share_is_that_of_the_object() -> None:
     one = {"id": 7, "group": 7, "label": 1}
     # of the box 3 parts of 4 are on the right, of the polygon (12 wide bar on the left) only half

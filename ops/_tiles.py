@@ -17,7 +17,7 @@ class TileOf(NamedTuple):
     """What the attributes of an item say of it as a tile; attributes: those of the whole item, as JSON text."""
 
     id: str
-    index: int
+    number: int
     roi: list[int]
     image: list[int]
     attributes: str | None
@@ -31,9 +31,10 @@ def tile_of(text: str | None) -> TileOf | None:
     try:
         id_, index = str(told.pop(TILE_ID)), int(told.pop(TILE_IDX))
         roi, image = ([int(v) for v in told.pop(n)] for n in (ROI, IMAGE))
-        if len(roi) != 4 or len(image) != 2 or min(roi[2:] + image) < 1 or min(roi[:2]) < 0:
+        x, y, width, height = roi
+        if x < 0 or y < 0 or width < 1 or height < 1 or x + width > image[0] or y + height > image[1]:
             return None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError):
         return None
     outer = told.pop(OUTER, None) or {}
     return TileOf(id_, index, roi, image, dump_json({**told, **outer}))

@@ -16,7 +16,7 @@ from rayds.errors import DataError
 from rayds.format import with_errors
 from rayds.media import inline_url
 from rayds.op import Op
-from rayds.ops._geometry import Ints
+from rayds.ops._geometry import Ints, broken_masks
 from rayds.ops._merging import Tiled, merged
 from rayds.ops._tiles import TileOf, tile_of
 from rayds.schema import (
@@ -61,6 +61,7 @@ class MergeTile(Op):
         return engine.by_number(marked, NUMBER, len(keys), self._merge)
 
     def _merge(self, block: Block) -> Block:
+        block, broken = self.good_rows(block, broken_masks(block))
         numbers = block.column(NUMBER).to_numpy()
         block = block.drop_columns([NUMBER])
         tiles = [tile_of(text) for text in single_chunk(block, "attributes").to_pylist()]
@@ -71,13 +72,13 @@ class MergeTile(Op):
         )
         heads: dict[Any, int] = {}
         group = np.array([heads.setdefault(k, len(heads)) for k in keys], np.int64)
-        index = np.array([t.index if t else 0 for t in tiles], np.int64)
+        index = np.array([t.number if t else 0 for t in tiles], np.int64)
         order = np.lexsort([np.arange(len(group)), index, group])
         block, group = block.take(pa.array(order)), group[order]
         tiles = [tiles[i] for i in order.tolist()]
         made, failed = _joined(block, group, tiles)
         made, errors = self.good_rows(made, failed)
-        return with_errors(made, errors) if errors else made
+        return with_errors(made, [*broken, *errors]) if broken or errors else made
 
 
 def _names(block: Block, tiles: list[TileOf | None]) -> Iterator[str]:
@@ -155,7 +156,7 @@ def _whole_image(
         size = [fields[n][i] for n in ("width", "height")]
         if size != tile.roi[2:] and None not in size:
             raise DataError(
-                f"its tile {tile.index} has {size[0]}x{size[1]} pixels, but was {tile.roi[2]}x{tile.roi[3]} when it was cut",
+                f"its tile {tile.number} has {size[0]}x{size[1]} pixels, but was {tile.roi[2]}x{tile.roi[3]} when it was cut",
                 remedy="Join tiles before they are resized or cropped, or leave such items out (--on-error skip)",
             )
     one = all(

@@ -94,7 +94,7 @@ class Tile(Op):
         o = self.options
         spans = [_spans(size[:, k], o.grid_size[k], o.overlap[k]) for k in (0, 1)]
         each = o.grid_size[0] * o.grid_size[1]
-        divided = (size > 0).all(1)
+        divided: Bools = np.asarray((size > 0).all(1))
         counts = np.where(divided, each, 1)
         item = np.repeat(np.arange(block.num_rows), counts)
         number = running(counts)

@@ -311,6 +311,22 @@ def test_missing_tiles(photo: str) -> None:
         list(done.transform("merge_tile"))
 
 
+def test_attributes_that_make_no_tile_leave_an_item_alone() -> None:
+    for change in ({"roi": [0, 0, 500, 5]}, {"roi": [0, 0]}, {"tile_idx": "x"}, {"tile_image": None}):
+        told = {"tile_id": "a", "tile_idx": 0, "roi": [0, 0, 40, 30], "tile_image": [80, 60], **change}
+        before = list(single([rayds.Bbox(1, 1, 2, 2)], (30, 40), attributes=told))
+        assert list(of(before).transform("merge_tile")) == before
+
+
+def test_a_broken_mask_is_told(tmp_path: Path) -> None:
+    mask = rayds.Mask(rle={"size": [H, W], "counts": "00"})
+    with pytest.raises(DataError, match="item 'a': the run lengths of a mask are broken"):
+        list(single([mask]).transform("tile", grid_size=(2, 2)))
+    told = {"tile_id": "a", "tile_idx": 0, "roi": [0, 0, W, H], "tile_image": [W, H]}
+    with pytest.raises(DataError, match="item 'a': the run lengths of a mask are broken"):
+        list(single([mask], attributes=told).transform("merge_tile"))
+
+
 def test_tiles_that_were_changed(photo: str) -> None:
     made = of([rayds.DatasetItem("a", [rayds.Bbox(2, 2, 4, 4, label=1)], image=photo)])
     tiled = made.transform("tile", grid_size=(2, 2))

@@ -334,9 +334,9 @@ def encode(pixels: Pixels, ext: str, quality: int = 95) -> bytes:
     try:
         done, out = cv2.imencode(ext, pixels, options)
     except cv2.error as e:
-        raise DataError(f"can't write {pixels.shape} {pixels.dtype} pixels as {ext} ({e.err})") from e
+        raise _unwritable(pixels, ext, f" ({e.err})") from e
     if not done:
-        raise DataError(f"can't write {pixels.shape} {pixels.dtype} pixels as {ext}")
+        raise _unwritable(pixels, ext)
     return bytes(out.tobytes())
 
 
@@ -456,6 +456,11 @@ def _source_ext(row: dict[str, Any]) -> str:
 def _plain(path: str) -> str:
     """A path that ends with the name of the file: fsspec's chained URLs have it in the middle."""
     return normal(path) if "::" in path else path
+
+
+def _unwritable(pixels: Pixels, ext: str, why: str = "") -> DataError:
+    what = f"can't write {pixels.shape} {pixels.dtype} pixels as {ext}{why}"
+    return DataError(what, remedy="Choose another encoding with --image-ext, such as .png")
 
 
 def _missing(path: str) -> DataError:

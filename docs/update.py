@@ -1,9 +1,9 @@
-"""Write the generated parts of README.md and docs/*.md again: tables of formats and options, help pages.
+"""Write the generated parts of README.md and the pages of docs/ again: tables of formats and options, help pages.
 
 usage: python docs/update.py [--check]
 
 A generated part stands between `<!-- generated: KIND [NAME] -->` and `<!-- end -->`. KIND: `table` (of all formats),
-`format NAME` (options and what it can hold), `help COMMAND` (help page). --check writes nothing and fails where one
+`format NAME` (options and what it can hold), `transform NAME` (options), `help COMMAND` (help page). --check writes nothing and fails where one
 is out of step; tests/docs/test_docs.py does the same.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from rayds.cli._tables import markdown
 from rayds.cli.formats import formats, held, holds_rows
 from rayds.cli.main import cli
+from rayds.op import transform_class
 from rayds.registry import get_format, names
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ PART = re.compile(r"(<!-- generated: (\w+)(?: (\w+))? -->\n).*?(<!-- end -->)", 
 
 def pages() -> list[Path]:
     """The pages that may have generated parts."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
 def updated(text: str) -> str:
@@ -48,6 +49,8 @@ def generated(kind: str, name: str | None) -> str:
         return table_of_formats()
     if kind == "format":
         return format_options(name or "")
+    if kind == "transform":
+        return options_table(transform_class(name or "").Options.describe())
     if kind == "help":
         return f"```text\n{help_page(name)}\n```"
     raise ValueError(f"no such generated part: {kind}")

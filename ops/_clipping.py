@@ -62,7 +62,7 @@ def _half(ring: Ring, axis: int, bound: float, sign: int) -> list[Ring]:
 
 def _crossing(a: Ring, b: Ring, axis: int, bound: float) -> Ring:
     t = (bound - a[axis]) / (b[axis] - a[axis])
-    point = a + t * (b - a)
+    point: Ring = a + t * (b - a)
     point[axis] = bound
     return point
 
@@ -91,7 +91,8 @@ def _joined(chains: list[Ring], along: int) -> list[Ring]:
 
 def without_repeats(ring: Ring) -> Ring:
     """The ring without points that are the same as the one before."""
-    return ring[(ring != np.roll(ring, 1, 0)).any(1)]
+    kept: Ring = ring[(ring != np.roll(ring, 1, 0)).any(1)]
+    return kept
 
 
 def clip_line(line: Line, rect: Rect) -> list[Line]:

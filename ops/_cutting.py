@@ -279,7 +279,8 @@ class _Cutting:
         points = self.types == T.points  # they stay, all absent, while others of their object do
         companions = objects != np.arange(n)
         np.logical_or.at(companions, objects[companions], True)
-        return keep | (points & companions & any_of(objects, keep & ~points))
+        keep |= points & companions & any_of(objects, keep & ~points)
+        return keep
 
     def _put_masks(self) -> None:
         rows = np.array(sorted(self.masks), np.int64)

@@ -48,7 +48,8 @@ class Numbers(NamedTuple):
 
     def matrix(self, rows: Ints, width: int) -> Floats:
         """The numbers of annotations that have `width` each, shape (rows, width); a copy."""
-        return self.values[self.starts[rows][:, None] + np.arange(width)]
+        made: Floats = self.values[self.starts[rows][:, None] + np.arange(width)]
+        return made
 
     def put(self, rows: Ints, matrix: Floats) -> None:
         """The inverse of `matrix`."""

@@ -251,6 +251,7 @@ class _Merging:
             ):
                 part = decode_rle({"size": [told["height"], told["width"]], "counts": told["counts"]})
                 x, y, _, _ = self.tiled.rois[row]
+                part = part[: image.shape[0] - y, : image.shape[1] - x]
                 image[y : y + part.shape[0], x : x + part.shape[1]] |= part
             heads.append(head)
             texts.append(encode_mask(image)["counts"])

@@ -17,7 +17,16 @@ from rayds.engine.base import Block
 from rayds.errors import UsageError
 from rayds.format import with_errors
 from rayds.op import Op
-from rayds.ops._geometry import Bools, Numbers, T, columns_of, sized, sizes_of, visibilities, with_edits
+from rayds.ops._geometry import (
+    Bools,
+    Numbers,
+    T,
+    columns_of,
+    sized,
+    sizes_of,
+    visibilities,
+    with_edits,
+)
 from rayds.schema import Flat, flat, media_field, single_chunk, with_annotations, with_media
 
 PLACED = (T.bbox, T.polygon, T.polyline, T.points, T.ellipse, T.rotated_bbox, T.mask)
@@ -82,21 +91,25 @@ class Anonymize(Op):
         good = np.array([i not in failed for i in range(block.num_rows)], bool)
         block, errors = self.good_rows(block, failed)
         regions = self._regions(flat(block), image[good])
-        steps = [self._step(found) if found else None for found in regions]
+        sizes = sizes_of(block)
+        steps = [
+            self._step(found, (width, height)) if found else None
+            for found, (height, width) in zip(regions, sizes.tolist(), strict=True)
+        ]
         if any(steps):
-            block = with_edits(block, steps, sizes_of(block))
+            block = with_edits(block, steps, sizes)
         return with_errors(block, errors) if errors else block
 
     def _hidden(self, view: Flat) -> Bools:
         chosen: Bools = np.isin(view.numpy("label", -1), self.labels) & np.isin(view.type, PLACED)
         return chosen
 
-    def _step(self, regions: list[dict[str, Any]]) -> dict[str, Any]:
+    def _step(self, regions: list[dict[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
         o = self.options
         how: dict[str, Any] = {"method": o.method}
         if o.method != "fill":
             how["strength"] = o.strength or 0.25
-        return {"hide": {**how, "margin": o.margin, "regions": regions}}
+        return {"hide": {**how, "margin": o.margin, "size": list(size), "regions": regions}}
 
     def _regions(self, view: Flat, image: Bools) -> list[list[dict[str, Any]]]:
         """The areas to hide of every item, as rayds.edits has them."""

@@ -12,6 +12,7 @@ from rayds.categories import Categories
 from rayds.engine.base import Block
 from rayds.errors import DataError, UsageError
 from rayds.format import with_errors
+from rayds.losses import lose
 from rayds.op import Op
 from rayds.ops._cutting import cut
 from rayds.ops._geometry import Bools, Ints, sized, sizes_of, with_edits
@@ -86,6 +87,14 @@ def cropped(block: Block, windows: Ints, size: Ints) -> Block:
     item = np.concatenate([view.item[rest], view.item[touched[made.source]]])
     order = np.argsort(item, kind="stable")
     counts = np.bincount(item, minlength=block.num_rows)
+    gone = np.ones(len(touched), bool)
+    gone[made.source] = False
+    block = lose(block, "annotations outside of the window", _counted(view.item[touched[gone]], block))
     block = with_annotations(block, rows.take(pa.array(order)), counts)
     steps = [{"crop": w} if c else None for c, w in zip(changes, windows.tolist(), strict=True)]
     return with_edits(block, steps, windows[:, :1:-1])
+
+
+def _counted(item: Ints, block: Block) -> Ints:
+    counts: Ints = np.bincount(item, minlength=block.num_rows)
+    return counts

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +14,11 @@ from rayds.edits import dump_edits, load_edits
 from rayds.engine.base import Block, Blocks, Engine
 from rayds.errors import DataError
 from rayds.format import with_errors
-from rayds.item import dump_json
 from rayds.media import inline_url
 from rayds.op import Op
-from rayds.ops._geometry import Ints
+from rayds.ops._geometry import Ints, broken_masks
 from rayds.ops._merging import Tiled, merged
-from rayds.ops.tile import IMAGE, OUTER, ROI, TILE_ID, TILE_IDX
+from rayds.ops._tiles import TileOf, tile_of
 from rayds.schema import (
     MEDIA_TYPE,
     annotation_rows,
@@ -63,9 +61,10 @@ class MergeTile(Op):
         return engine.by_number(marked, NUMBER, len(keys), self._merge)
 
     def _merge(self, block: Block) -> Block:
+        block, broken = self.good_rows(block, broken_masks(block))
         numbers = block.column(NUMBER).to_numpy()
         block = block.drop_columns([NUMBER])
-        tiles = [_tile(text) for text in single_chunk(block, "attributes").to_pylist()]
+        tiles = [tile_of(text) for text in single_chunk(block, "attributes").to_pylist()]
         keys = list(
             zip(
                 numbers.tolist(), single_chunk(block, "subset").to_pylist(), _names(block, tiles), strict=True
@@ -73,47 +72,23 @@ class MergeTile(Op):
         )
         heads: dict[Any, int] = {}
         group = np.array([heads.setdefault(k, len(heads)) for k in keys], np.int64)
-        index = np.array([t.index if t else 0 for t in tiles], np.int64)
+        index = np.array([t.number if t else 0 for t in tiles], np.int64)
         order = np.lexsort([np.arange(len(group)), index, group])
         block, group = block.take(pa.array(order)), group[order]
         tiles = [tiles[i] for i in order.tolist()]
         made, failed = _joined(block, group, tiles)
         made, errors = self.good_rows(made, failed)
-        return with_errors(made, errors) if errors else made
+        return with_errors(made, [*broken, *errors]) if broken or errors else made
 
 
-class _Tile(NamedTuple):
-    id: str
-    index: int
-    roi: list[int]
-    image: list[int]
-    attributes: str | None
-
-
-def _tile(text: str | None) -> _Tile | None:
-    """What the attributes of an item say of it as a tile; attributes: those of the whole item."""
-    if not text or f'"{TILE_ID}"' not in text or f'"{ROI}"' not in text:
-        return None
-    told = json.loads(text)
-    try:
-        id_, index = str(told.pop(TILE_ID)), int(told.pop(TILE_IDX))
-        roi, image = ([int(v) for v in told.pop(n)] for n in (ROI, IMAGE))
-        if len(roi) != 4 or len(image) != 2 or min(roi[2:] + image) < 1 or min(roi[:2]) < 0:
-            return None
-    except (KeyError, TypeError, ValueError):
-        return None
-    outer = told.pop(OUTER, None) or {}
-    return _Tile(id_, index, roi, image, dump_json({**told, **outer}))
-
-
-def _names(block: Block, tiles: list[_Tile | None]) -> Iterator[str]:
+def _names(block: Block, tiles: list[TileOf | None]) -> Iterator[str]:
     for id_, tile in zip(single_chunk(block, "id").to_pylist(), tiles, strict=True):
-        yield f"tile/{tile.id}" if tile else f"item/{id_}"
+        yield tile.id if tile else id_
 
 
 def _hashes(block: Block) -> Ints:
     """A hash of the item that each row goes to."""
-    tiles = [_tile(text) for text in single_chunk(block, "attributes").to_pylist()]
+    tiles = [tile_of(text) for text in single_chunk(block, "attributes").to_pylist()]
     subsets = single_chunk(block, "subset").to_pylist()
     names = [f"{s}/{n}" for s, n in zip(subsets, _names(block, tiles), strict=True)]
     sql = f"SELECT (md5_number_lower(name) % {1 << 62})::BIGINT AS hash FROM t"
@@ -133,7 +108,7 @@ def _numbered(keys: Ints, rank: Ints, block: Block) -> Block:
     return block.append_column(NUMBER, pa.array(rank[np.searchsorted(keys, _hashes(block))]))
 
 
-def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block, dict[int, DataError]]:
+def _joined(block: Block, group: Ints, tiles: list[TileOf | None]) -> tuple[Block, dict[int, DataError]]:
     """(the items of rows that are ordered by item and tile, those whose image can't be put together)."""
     starts = np.flatnonzero(np.append(True, np.diff(group) != 0))
     ends = np.append(starts[1:], len(group))
@@ -141,20 +116,25 @@ def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block
     out = none.take(pa.array(starts))
     ids, attributes = single_chunk(out, "id").to_pylist(), single_chunk(out, "attributes").to_pylist()
     media = single_chunk(none, "media")
-    light = [pc.struct_field(media, n).to_pylist() for n in ("path", "encoding", "edits", "kind")]
+    fields = {
+        n: pc.struct_field(media, n).to_pylist()
+        for n in ("path", "encoding", "edits", "kind", "width", "height")
+    }
     failed: dict[int, DataError] = {}
     rows: dict[int, tuple[str | None, int, int]] = {}
     for k, (a, b) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        first = tiles[a]
-        if first is None:
+        mine = [t for t in tiles[a:b] if t]
+        if not mine:
             continue
+        first = mine[0]
         ids[k], attributes[k] = first.id, first.attributes
-        if not media[a].is_valid:
-            continue
         try:
-            rows[k] = _whole_image(media, light, a, b, [t for t in tiles[a:b] if t])
+            if len(mine) < b - a:
+                raise DataError("there is an item of this id beside its tiles", remedy="Rename one of them")
+            if media[a].is_valid:
+                rows[k] = _whole_image(media, fields, a, b, mine)
         except DataError as e:
-            failed[k] = DataError(e.reason, item=first.id, remedy=e.remedy)
+            failed[k] = DataError(e.reason, file=e.file, item=first.id, remedy=e.remedy)
     for name, values in (("id", ids), ("attributes", attributes)):
         at = out.schema.get_field_index(name)
         out = out.set_column(at, out.schema.field(name), pa.array(values, pa.string()))
@@ -163,19 +143,26 @@ def _joined(block: Block, group: Ints, tiles: list[_Tile | None]) -> tuple[Block
 
 
 def _whole_image(
-    media: pa.Array, fields: list[list[Any]], a: int, b: int, tiles: Sequence[_Tile]
+    media: pa.Array, fields: dict[str, list[Any]], a: int, b: int, tiles: Sequence[TileOf]
 ) -> tuple[str | None, int, int]:
     """(edits of the first tile's image, height, width): the image that the tiles in rows a to b - 1 are parts of."""
     width, height = tiles[0].image
-    edits = [load_edits(text) for text in fields[2][a:b]]
+    edits = [load_edits(text) for text in fields["edits"][a:b]]
     if any(t.image != tiles[0].image for t in tiles):
         raise DataError(
             "its tiles don't agree on the size of the whole image", remedy="Tile the images again"
         )
+    for i, tile in enumerate(tiles, a):
+        size = [fields[n][i] for n in ("width", "height")]
+        if size != tile.roi[2:] and None not in size:
+            raise DataError(
+                f"its tile {tile.number} has {size[0]}x{size[1]} pixels, but was {tile.roi[2]}x{tile.roi[3]} when it was cut",
+                remedy="Join tiles before they are resized or cropped, or leave such items out (--on-error skip)",
+            )
     one = all(
         e and e[-1] == {"crop": t.roi} and e[:-1] == edits[0][:-1] for e, t in zip(edits, tiles, strict=True)
     )
-    one = one and all(len(set(f[a:b])) == 1 for f in (fields[0], fields[1], fields[3]))
+    one = one and all(len(set(fields[n][a:b])) == 1 for n in ("path", "encoding", "kind"))
     data = pc.struct_field(media.slice(a, b - a), "data")
     if one and (data.null_count == len(data) or len(pc.unique(data)) == 1):
         return dump_edits(edits[0][:-1]), height, width
@@ -184,17 +171,19 @@ def _whole_image(
             "tiles are missing, and those that are there are files of their own: the whole image is not known",
             remedy="Give all tiles, or leave such items out (--on-error skip)",
         )
+    if tiles[0].roi == [0, 0, width, height]:
+        return fields["edits"][a], height, width
     others = []
     for i in range(1, b - a):
-        path = fields[0][a + i]
+        path = fields["path"][a + i]
         if data[i].is_valid:
-            path = inline_url(data[i].as_py(), fields[1][a + i])
+            path = inline_url(data[i].as_py(), fields["encoding"][a + i])
         others.append({"at": tiles[i].roi, "path": path or "", "edits": edits[i]})
     step = {"mosaic": {"size": [width, height], "at": tiles[0].roi, "others": others}}
     return dump_edits([*edits[0], step]), height, width
 
 
-def _covered(tiles: Sequence[_Tile]) -> bool:
+def _covered(tiles: Sequence[TileOf]) -> bool:
     """Whether the tiles cover the whole image."""
     width, height = tiles[0].image
     xs = sorted({0, width, *(v for t in tiles for v in (t.roi[0], t.roi[0] + t.roi[2]))})
@@ -215,7 +204,7 @@ def _with_images(block: Block, made: dict[int, tuple[str | None, int, int]]) -> 
     return with_media(block, **{n: pa.array(v, types[n]) for n, v in fields.items()})
 
 
-def _with_merged(block: Block, out: Block, group: Ints, tiles: list[_Tile | None]) -> Block:
+def _with_merged(block: Block, out: Block, group: Ints, tiles: list[TileOf | None]) -> Block:
     view = flat(block)
     is_tile = np.array([t is not None for t in tiles], bool)
     rois = np.array([t.roi if t else [0, 0, 0, 0] for t in tiles], np.int64).reshape(-1, 4)

@@ -67,7 +67,7 @@ class Resize(Op):
         block, errors = self.good_rows(block, failed)
         old = sizes_of(block)
         new = self._new_sizes(old)
-        changed = (old != new).any(1)
+        changed: Bools = np.asarray((old != new).any(1))
         if changed.any():
             rows = scaled(flat(block), old, new, changed)
             counts = np.diff(flat(block).offsets)
@@ -80,7 +80,7 @@ class Resize(Op):
 
     def _new_sizes(self, old: Ints) -> Ints:
         width, height = self.options.width, self.options.height
-        known = (old > 0).all(1)
+        known: Bools = np.asarray((old > 0).all(1))
         h, w = np.maximum(old, 1).T
         made = np.stack(
             [

@@ -16,6 +16,7 @@ from rayds.engine.base import Block
 from rayds.errors import DataError, UsageError
 from rayds.format import with_errors
 from rayds.item import dump_json
+from rayds.losses import lose
 from rayds.op import Op
 from rayds.ops._cutting import cut, running
 from rayds.ops._geometry import (
@@ -31,10 +32,8 @@ from rayds.ops._geometry import (
     sizes_of,
     with_edits,
 )
+from rayds.ops._tiles import FAMILY, IMAGE, OUTER, ROI, TILE_ID, TILE_IDX
 from rayds.schema import annotation_rows, flat, single_chunk, with_annotations
-
-TILE_ID, TILE_IDX, ROI, IMAGE, OUTER = "tile_id", "tile_idx", "roi", "tile_image", "tile_outer"
-FAMILY = "rayds"  # of what `extra` of an annotation says of the one that it is a part of
 
 
 class Tile(Op):
@@ -95,7 +94,7 @@ class Tile(Op):
         o = self.options
         spans = [_spans(size[:, k], o.grid_size[k], o.overlap[k]) for k in (0, 1)]
         each = o.grid_size[0] * o.grid_size[1]
-        divided = (size > 0).all(1)
+        divided: Bools = np.asarray((size > 0).all(1))
         counts = np.where(divided, each, 1)
         item = np.repeat(np.arange(block.num_rows), counts)
         number = running(counts)
@@ -114,8 +113,12 @@ class Tile(Op):
         rows = pa.concat_arrays([rows, view.rows.take(pa.array(rest))])
         owner = np.concatenate([target[made.source], first[view.item[rest]]])
         rows = rows.take(pa.array(np.argsort(owner, kind="stable")))
+        gone = divided[view.item]
+        gone[annotation[made.source]] = False
+        lost = np.bincount(first[view.item[gone]], minlength=len(item))
         bare = with_annotations(block, annotation_rows(0), np.zeros(block.num_rows, np.int64))
         out = with_annotations(bare.take(pa.array(item)), rows, np.bincount(owner, minlength=len(item)))
+        out = lose(out, "annotations with too small a share in every tile", lost)
         steps = [{"crop": w} if d else None for d, w in zip(divided[item], windows.tolist(), strict=True)]
         out = with_edits(out, steps, windows[:, :1:-1])
         return _named(out, number, windows, size[item], divided[item])

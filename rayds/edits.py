@@ -4,12 +4,14 @@ It holds a JSON list of steps, done in this order to the decoded image; each is 
 
     {"resize": [width, height]}
     {"crop": [x, y, width, height]}
-    {"hide": {"method": "blur", "strength": 0.25, "margin": 0, "regions": [...]}}
+    {"hide": {"method": "blur", "strength": 0.25, "margin": 0, "size": [width, height], "regions": [...]}}
     {"mosaic": {"size": [width, height], "at": [x, y, width, height],
                 "others": [{"at": [...], "path": "...", "edits": [...]}, ...]}}
 
 A mosaic puts the image as it is so far, and those of other files, side by side into a larger one; their paths are as that of
 media (a `data:` URL holds an image in memory).
+
+The size of a hide is that which the image must have: regions of another one would hide something else.
 
 A region is an object with one member, in the pixels that the steps before give: {"bbox": [x, y, w, h]},
 {"ellipse": [x1, y1, x2, y2]}, {"polygon": [x0, y0, ...]}, {"polyline": [...]}, {"points": [...]} or
@@ -86,6 +88,7 @@ def _check_hide(value: Any) -> None:
     _need(value["method"] in METHODS)
     _need(0 < float(value.get("strength") or 1) <= 1)
     _need(0 <= int(value.get("margin") or 0) <= 1 << 16)
+    _need(len(value.get("size") or (0, 0)) == 2)
     for region in value["regions"]:
         [(kind, numbers)] = region.items()
         _need(kind in ("mask", *_DRAW))
@@ -202,6 +205,14 @@ def _with_channels(pixels: Pixels, channels: int) -> Pixels:
 
 def hidden(pixels: Pixels, hide: Mapping[str, Any], name: str | None = None) -> Pixels:
     """The image with regions made unreadable; pixels outside of them, and an alpha channel, stay."""
+    size = hide.get("size")
+    if size and list(size) != [pixels.shape[1], pixels.shape[0]]:
+        raise DataError(
+            f"the image has {pixels.shape[1]}x{pixels.shape[0]} pixels, but the areas to hide are those of one "
+            f"of {size[0]}x{size[1]}",
+            file=name,
+            remedy="The dataset says another size than the image file has: correct it and anonymize again",
+        )
     out: Pixels = pixels.copy()
     colors = out[:, :, :3] if out.ndim == 3 else out
     for top, left, where in _regions(pixels.shape[:2], hide, name):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -123,16 +124,21 @@ def save_media(fmt: Format, block: pa.Table, ctx: WriteContext) -> pa.Table:
     ids = single_chunk(block, "id")
     failed: dict[int, DataError] = {}
 
-    def one(i: int) -> None:
-        if rows[i] is None or names[i] is None:
-            return
-        try:
-            media.save(rows[i], ctx.out, names[i])
-        except DataError as e:
-            failed[i] = DataError(e.reason, file=e.file, item=ids[i].as_py(), remedy=e.remedy)
+    def several(part: Sequence[int]) -> None:
+        kept = media.Decoded()
+        for i in part:
+            try:
+                media.save(rows[i], ctx.out, names[i], kept=kept)
+            except DataError as e:
+                failed[i] = DataError(e.reason, file=e.file, item=ids[i].as_py(), remedy=e.remedy)
 
+    def source(i: int) -> Any:
+        row = rows[i]  # parts of one image follow one another: it is decoded once
+        return row["path"] if row["edits"] and row["path"] and row["data"] is None else i
+
+    todo = [i for i in range(len(rows)) if rows[i] is not None and names[i] is not None]
     with ThreadPoolExecutor(io_threads(ctx.out.url, *(row["path"] for row in rows if row))) as pool:
-        list(pool.map(one, range(len(rows))))
+        list(pool.map(several, (list(part) for _, part in groupby(todo, source))))
     saved = pa.array([name is not None for name in names])
     block = with_media(block, edits=pc.if_else(saved, None, media_field(block, "edits")))
     return _keep(block, failed, ctx)

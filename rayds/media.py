@@ -13,6 +13,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -114,7 +115,9 @@ class Image(Media):
     def pixels(self) -> Pixels:
         """The decoded image after its edits, (H, W) or (H, W, C), BGR. Raises DataError when it can't be decoded."""
         pixels = self._stored
-        return apply_edits(pixels, self.edits, self.path or None, _part) if self.edits else pixels
+        return (
+            apply_edits(pixels, self.edits, self.path or None, partial(_part, None)) if self.edits else pixels
+        )
 
     @property
     def _stored(self) -> Pixels:
@@ -331,21 +334,43 @@ def encode(pixels: Pixels, ext: str, quality: int = 95) -> bytes:
     try:
         done, out = cv2.imencode(ext, pixels, options)
     except cv2.error as e:
-        raise DataError(f"can't write {pixels.shape} {pixels.dtype} pixels as {ext} ({e.err})") from e
+        raise _unwritable(pixels, ext, f" ({e.err})") from e
     if not done:
-        raise DataError(f"can't write {pixels.shape} {pixels.dtype} pixels as {ext}")
+        raise _unwritable(pixels, ext)
     return bytes(out.tobytes())
 
 
-def load(row: dict[str, Any], ext: str, *, make: Callable[[Pixels], Pixels] | None = None) -> bytes:
+class Decoded:
+    """The image that was decoded last, kept for the next one: the parts of an image follow one another. For one thread."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, int | None] | None = None
+        self._pixels: Pixels | None = None
+
+    def get(self, path: str, flags: int | None, make: Callable[[], Pixels]) -> Pixels:
+        """The stored image of a path, which must not be changed; made if it is not the last."""
+        if self._key != (path, flags) or self._pixels is None:
+            self._pixels = None  # never two
+            self._key, self._pixels = (path, flags), make()
+        return self._pixels
+
+
+def load(
+    row: dict[str, Any],
+    ext: str,
+    *,
+    make: Callable[[Pixels], Pixels] | None = None,
+    kept: Decoded | None = None,
+) -> bytes:
     """The bytes of a file of the media of a row of MEDIA_TYPE, in the encoding of the extension `ext`.
 
     They are the source's own when that has the same encoding, else decoded and encoded again (always when it has
-    edits, or `make`, which changes the pixels, is given). Raises DataError when the media is missing or unreadable.
+    edits, or `make`, which changes the pixels, is given). kept: see row_pixels. Raises DataError when the media is
+    missing or unreadable.
     """
     if make is None and _as_it_is(row, ext):
         return stored_bytes(row)
-    pixels = row_pixels(row)
+    pixels = row_pixels(row, kept=kept)
     if pixels.dtype.kind == "f" and ext.lower() not in FLOAT_EXTENSIONS:
         pixels = pixels * 255  # 1.0 is white
     return encode(make(pixels) if make else pixels, ext)
@@ -364,20 +389,30 @@ def stored_bytes(row: dict[str, Any]) -> bytes:
         raise _missing(path) from e
 
 
-def row_pixels(row: dict[str, Any], flags: int | None = None, data: bytes | None = None) -> Pixels:
+def row_pixels(
+    row: dict[str, Any], flags: int | None = None, *, data: bytes | None = None, kept: Decoded | None = None
+) -> Pixels:
     """The pixels of the image of a row of MEDIA_TYPE, its edits made: (H, W) or (H, W, C), BGR.
 
-    flags: as in `decode`; data: the encoded bytes, where they were read already. Raises DataError when the image is
-    missing, unreadable, or not as its edits expect it.
+    flags: as in `decode`; data: the encoded bytes, where they were read already; kept: what is given from call to call,
+    where several images may be parts of one. Raises DataError when the image is missing, unreadable, or not as its
+    edits expect it.
     """
-    pixels = decode(stored_bytes(row) if data is None else data, row["path"], flags)
+    path = row["path"]
     edits = load_edits(row.get("edits"))
-    return apply_edits(pixels, edits, row["path"], _part) if edits else pixels
+
+    def stored() -> Pixels:
+        return decode(stored_bytes(row) if data is None else data, path, flags)
+
+    if not edits:
+        return stored()
+    whole = kept.get(path, flags, stored) if kept is not None and path and row["data"] is None else stored()
+    return apply_edits(whole, edits, path, partial(_part, flags))
 
 
-def _part(path: str, edits: Edits) -> Pixels:
+def _part(flags: int | None, path: str, edits: Edits) -> Pixels:
     """The image of a path after some edits."""
-    return row_pixels({"path": path, "data": None, "edits": dump_edits(edits)})
+    return row_pixels({"path": path, "data": None, "edits": dump_edits(edits)}, flags)
 
 
 def _as_it_is(row: dict[str, Any], ext: str) -> bool:
@@ -388,19 +423,24 @@ def _as_it_is(row: dict[str, Any], ext: str) -> bool:
 
 
 def save(
-    row: dict[str, Any], out: Storage, name: str, *, make: Callable[[Pixels], Pixels] | None = None
+    row: dict[str, Any],
+    out: Storage,
+    name: str,
+    *,
+    make: Callable[[Pixels], Pixels] | None = None,
+    kept: Decoded | None = None,
 ) -> None:
     """Write the media of a row of MEDIA_TYPE to `name` in a storage.
 
     Bytes are copied when the extension names the same encoding and there are no edits, else decoded and encoded again.
-    Raises DataError when the media is missing or unreadable, or when `name` would leave its folder.
+    kept: see row_pixels. Raises DataError when the media is missing or unreadable, or when `name` would leave its folder.
     """
     safe_output(name)  # it comes from ids and subsets of untrusted data
     ext = posixpath.splitext(name)[1]
     path = row["path"]
     copied = make is None and _as_it_is(row, ext)
     if not copied or row["data"] is not None or not path or is_inline(path):
-        out.write_bytes(name, load(row, ext, make=make))
+        out.write_bytes(name, load(row, ext, make=make, kept=kept))
         return
     try:
         out.copy_in(path, name)
@@ -416,6 +456,11 @@ def _source_ext(row: dict[str, Any]) -> str:
 def _plain(path: str) -> str:
     """A path that ends with the name of the file: fsspec's chained URLs have it in the middle."""
     return normal(path) if "::" in path else path
+
+
+def _unwritable(pixels: Pixels, ext: str, why: str = "") -> DataError:
+    what = f"can't write {pixels.shape} {pixels.dtype} pixels as {ext}{why}"
+    return DataError(what, remedy="Choose another encoding with --image-ext, such as .png")
 
 
 def _missing(path: str) -> DataError:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from rayds.errors import DataError, OnError, UnknownNameError, UsageError
 from rayds.headers import probe_bytes
-from rayds.media import Pixels, decode, row_pixels
+from rayds.media import Decoded, Pixels, decode, row_pixels
 from rayds.schema import ERROR_COLUMN, ITEM_SCHEMA, list_of, single_chunk, split_errors
 from rayds.sizes import size_of
 from rayds.storage import io_threads, is_url, read_url
@@ -200,26 +200,27 @@ class Recipe:
         ids = single_chunk(block, "id").to_pylist()
         known = [(m or {}).get("height") and m["width"] for m in media]
         asked = [m if self.decode or not known[i] else {} for i, m in enumerate(media)]
+        kept = Decoded()
         for i, data in enumerate(_fetched(asked, whole=self.decode)):
             try:
                 if isinstance(data, DataError):
                     raise data
                 if self.decode:
-                    images[i], sizes[i] = self._decoded(data, media[i])
+                    images[i], sizes[i] = self._decoded(data, media[i], kept)
                 else:
                     sizes[i] = data or (media[i]["height"], media[i]["width"])
             except DataError as e:
                 bad[i] = DataError(e.reason, file=e.file, item=ids[i], place=e.place, remedy=e.remedy)
         return images, sizes, bad
 
-    def _decoded(self, data: bytes, row: dict[str, Any]) -> tuple[Pixels, tuple[int, int]]:
+    def _decoded(self, data: bytes, row: dict[str, Any], kept: Decoded) -> tuple[Pixels, tuple[int, int]]:
         """(RGB pixels, the size as stored and edited). A JPEG that has no edits and is much larger than wanted is
         decoded at a half, quarter or eighth."""
         import cv2
 
         name = row["path"]
         if row["edits"] or not data.startswith(b"\xff\xd8\xff"):
-            pixels = row_pixels(row, data=data)
+            pixels = row_pixels(row, data=data, kept=kept)
             return _rgb(pixels), (pixels.shape[0], pixels.shape[1])
         size = probe_bytes(data, name)
         factor = self._reduction(size)

@@ -205,3 +205,26 @@ def test_edits_that_do_not_fit_are_told(photo: str, tmp_path: Path) -> None:
     assert media_field(bad, "edits").null_count == 0
     with pytest.raises(DataError, match="item 'a'"):
         rayds.Dataset.from_arrow(bad, ["cat"]).export(str(tmp_path / "out"), "coco", save_media=True)
+
+
+def test_parts_of_an_image_are_made_of_one_decoding(photo: str, tmp_path: Path, monkeypatch: Any) -> None:
+    calls: list[Any] = []
+    real = rayds.media.decode
+
+    def counted(*args: Any) -> Any:
+        calls.append(args[1])
+        return real(*args)
+
+    monkeypatch.setattr(rayds.media, "decode", counted)
+    other = tmp_path / "in" / "b.png"
+    other.write_bytes(encode(COLOR[::-1], ".png"))
+    items = [
+        rayds.DatasetItem(f"{name}{x}", image=Image(path, size=(24, 20), edits=[{"crop": [x, 0, 20, 24]}]))
+        for name, path in (("a", photo), ("b", str(other)))
+        for x in (0, 5, 20)
+    ]
+    rayds.Dataset.from_iterable(items).export(str(tmp_path / "out"), "image_dir")
+    assert sorted(calls) == [photo, str(other)]
+    for item in rayds.Dataset.import_from(str(tmp_path / "out")):
+        x, whole = int(item.id[1:]), COLOR if item.id[0] == "a" else COLOR[::-1]
+        assert np.array_equal(item.image.pixels, whole[:, x : x + 20])

@@ -28,7 +28,7 @@ from rayds.cli.main import cli
 from rayds.schema import ANNOTATION_TYPE, ITEM_SCHEMA, MEDIA_TYPE
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(r"(<!-- no-run -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SECONDS = re.compile(r"\b\d+\.\d s\b")
 

@@ -112,6 +112,16 @@ def test_boxes_of_all_images(photo: str, tmp_path: Path, engine) -> None:
     assert np.array_equal(decode(Path(photo).read_bytes()), pixels())  # the source is as it was
 
 
+def test_an_image_of_another_size_than_told_is_not_written(photo: str, tmp_path: Path) -> None:
+    told = rayds.Image(photo, size=(2 * H, 2 * W))  # the areas would be somewhere else
+    made = of([rayds.DatasetItem("a", [rayds.Bbox(20, 20, 20, 20, label=1)], image=told)])
+    with pytest.raises(
+        DataError, match="item 'a': the image has 80x60 pixels, but the areas.*160x120.*correct it"
+    ):
+        made.transform("anonymize", label="dog").export(str(tmp_path / "out"), "coco", save_media=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_edits_of_several_operations(photo: str) -> None:
     made = of([rayds.DatasetItem("a", [rayds.Bbox(20, 20, 20, 20, label=1)], image=photo)])
     made = made.transform("resize", width=W // 2).transform("anonymize", label="dog", method="fill")

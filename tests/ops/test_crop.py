@@ -101,6 +101,16 @@ def test_boxes_go_with_the_shapes_of_their_object() -> None:
     assert made[0].attributes == {"x": 1}
 
 
+def test_what_is_outside_is_counted(tmp_path: Path) -> None:
+    made = single([rayds.Bbox(70, 50, 5, 5), rayds.Bbox(22, 12, 2, 2), rayds.Points([1, 1])]).transform(
+        "crop", **WINDOW
+    )
+    report = made.export(str(tmp_path / "out"), "rayds")
+    assert report.notes == {"annotations outside of the window": (2, "item 'a'")}
+    [item] = rayds.Dataset.import_from(str(tmp_path / "out"))
+    assert item.extra == {}
+
+
 def test_nothing_else_changes() -> None:
     before = one_of_each()
     [item] = single(before, attributes={"scene": 3}).transform("crop", x=6, y=6, width=70, height=50)

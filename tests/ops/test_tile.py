@@ -69,6 +69,14 @@ def test_annotations_are_cut_and_small_parts_left_out() -> None:
     assert left.annotations == right.annotations == []
 
 
+def test_what_is_in_no_tile_is_counted(tmp_path: Path) -> None:
+    before = [rayds.Bbox(30, 25, 20, 10), rayds.Bbox(30, 2, 12, 4)]  # a quarter in each tile; most in one
+    made = single(before).transform("tile", grid_size=(2, 2), overlap=(0, 0))
+    report = made.export(str(tmp_path / "out"), "rayds")
+    assert report.notes == {"annotations with too small a share in every tile": (1, "item 'a_tile_0'")}
+    assert report.annotations == {"bbox": 1}
+
+
 def test_the_share_is_that_of_the_object() -> None:
     one = {"id": 7, "group": 7, "label": 1}
     # of the box 3 parts of 4 are on the right, of the polygon (12 wide bar on the left) only half
@@ -301,6 +309,37 @@ def test_missing_tiles(photo: str) -> None:
     done = made.select(lambda i: not i.id.endswith("2")).map(lambda i: i.wrap(image=i.image.pixels.copy()))
     with pytest.raises(DataError, match="item 'a': tiles are missing.*Give all tiles"):
         list(done.transform("merge_tile"))
+
+
+def test_attributes_that_make_no_tile_leave_an_item_alone() -> None:
+    for change in ({"roi": [0, 0, 500, 5]}, {"roi": [0, 0]}, {"tile_idx": "x"}, {"tile_image": None}):
+        told = {"tile_id": "a", "tile_idx": 0, "roi": [0, 0, 40, 30], "tile_image": [80, 60], **change}
+        before = list(single([rayds.Bbox(1, 1, 2, 2)], (30, 40), attributes=told))
+        assert list(of(before).transform("merge_tile")) == before
+
+
+def test_a_broken_mask_is_told(tmp_path: Path) -> None:
+    mask = rayds.Mask(rle={"size": [H, W], "counts": "00"})
+    with pytest.raises(DataError, match="item 'a': the run lengths of a mask are broken"):
+        list(single([mask]).transform("tile", grid_size=(2, 2)))
+    told = {"tile_id": "a", "tile_idx": 0, "roi": [0, 0, W, H], "tile_image": [W, H]}
+    with pytest.raises(DataError, match="item 'a': the run lengths of a mask are broken"):
+        list(single([mask], attributes=told).transform("merge_tile"))
+
+
+def test_tiles_that_were_changed(photo: str) -> None:
+    made = of([rayds.DatasetItem("a", [rayds.Bbox(2, 2, 4, 4, label=1)], image=photo)])
+    tiled = made.transform("tile", grid_size=(2, 2))
+    with pytest.raises(
+        DataError, match="item 'a': its tile 0 has 20x20 pixels, but was 42x32.*before they are resized"
+    ):
+        list(tiled.transform("resize", width=20, height=20).transform("merge_tile"))
+    [item] = tiled.transform("anonymize", label="dog", method="fill").transform("merge_tile")
+    assert np.array_equal((item.media.pixels == 0).all(2), square_mask(2, 2, 6, 6))
+    assert (item.media.pixels[6:] == pixels()[6:]).all()
+    both = rayds.Dataset.from_iterable([*tiled, rayds.DatasetItem("a")], ["cat", "dog"])
+    with pytest.raises(DataError, match="item 'a': there is an item of this id beside its tiles"):
+        list(both.transform("merge_tile"))
 
 
 @pytest.mark.parametrize(

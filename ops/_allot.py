@@ -36,18 +36,17 @@ def table_of_shares(sizes: Ints, ratios: Sequence[float]) -> Ints:
             out[row, part] += 1
             due[part] -= 1
     over = out.sum(0) - wanted
-    for row in np.argsort(-sizes, kind="stable"):  # the largest strata take what is left over
-        while over.any():
-            give, take = int(over.argmax()), int(over.argmin())
-            if not out[row, give]:
-                break
-            out[row, give] -= 1
-            out[row, take] += 1
-            over[give] -= 1
-            over[take] += 1
-            if len(sizes) > 1:
-                break
-    return out
+    order = np.argsort(-sizes, kind="stable").tolist()
+    while over.any():  # the largest strata take what is left over, one each
+        give, take = int(over.argmax()), int(over.argmin())
+        row = next(r for r in order if out[r, give])
+        order.append(order.pop(order.index(row)))
+        out[row, give] -= 1
+        out[row, take] += 1
+        over[give] -= 1
+        over[take] += 1
+    made: Ints = out
+    return made
 
 
 def dealt(strata: Ints, order: Floats, hashes: Ints, ratios: Sequence[float]) -> Ints:

@@ -63,13 +63,13 @@ class Context:
 
     def boolean(self, value: Any) -> Bools:
         if isinstance(value, (Column, Selected)):
-            return np.bincount(value.owner, minlength=self.size) > 0
+            return np.asarray(np.bincount(value.owner, minlength=self.size) > 0, bool)
         if isinstance(value, Texts):
             lengths: Bools = pc.greater(pc.utf8_length(value.values), 0).to_numpy(zero_copy_only=False)
             return lengths
         if value.dtype == bool:
             return np.asarray(value, bool)
-        return (value != 0) & ~np.isnan(value)
+        return np.asarray((value != 0) & ~np.isnan(value), bool)
 
     def number(self, value: Any) -> npt.NDArray[np.float64]:
         if isinstance(value, Column):
@@ -146,13 +146,7 @@ class Context:
         a = self.number(values[0])
         with np.errstate(all="ignore"):
             if len(values) == 1:
-                return {
-                    "neg": lambda: -a,
-                    "floor": lambda: np.floor(a),
-                    "ceiling": lambda: np.ceil(a),
-                    "round": lambda: np.floor(a + 0.5),
-                    "number": lambda: a,
-                }[name]()
+                return _rounded(name, a)
             b = self.number(values[1])
             if name == "mod":
                 return np.fmod(a, b)
@@ -360,6 +354,14 @@ def _compare(sign: str, a: Any, b: Any) -> Bools:
 def _compare_texts(sign: str, a: pa.Array, b: pa.Array) -> Bools:
     same: Bools = pc.equal(a, b).to_numpy(zero_copy_only=False).astype(bool)
     return same if sign == "=" else ~same
+
+
+def _rounded(name: str, a: Any) -> Any:
+    if name == "neg":
+        return -a
+    if name == "number":
+        return a
+    return {"floor": np.floor, "ceiling": np.ceil}[name](a) if name != "round" else np.floor(a + 0.5)
 
 
 def _special(value: float) -> str:

@@ -191,11 +191,7 @@ class Document:
         if name == "area":
             rows = np.flatnonzero(np.isin(self.view.type, _WITH_AREA))
             return Column(rows, self._areas()[rows])
-        for type_, names in _OWN.items():
-            if name in names:
-                return self._numbers_named(name)
-            del type_
-        return None
+        return self._numbers_named(name) if any(name in own for own in _OWN.values()) else None
 
     def _numbers_named(self, name: str) -> Column:
         """The numbers of that name, of all types that have one."""

@@ -60,9 +60,10 @@ class Seen:
                 places.setdefault(value, len(places))
             values = list(places)
             label = np.array([places[v] for v in other.values], np.int64)[other.label]
-        both = [np.concatenate([getattr(self, n), getattr(other, n)]) for n in ("keys", "ids", "groups")]
         return Seen(
-            *both,
+            np.concatenate([self.keys, other.keys]),
+            np.concatenate([self.ids, other.ids]),
+            np.concatenate([self.groups, other.groups]),
             np.concatenate([self.item, other.item + len(self.keys)]),
             np.concatenate([self.label, label]),
             np.concatenate([self.count, other.count]),
@@ -324,7 +325,7 @@ def _rarest(seen: Seen, n: int) -> tuple[Ints, npt.NDArray[np.float64]]:
     strata = np.full(n, np.iinfo(np.int64).max)
     np.minimum.at(strata, seen.item, rank[seen.label])
     strata[strata == np.iinfo(np.int64).max] = -1
-    return strata, -np.bincount(seen.item, seen.count, minlength=n)
+    return strata, -np.bincount(seen.item, seen.count, minlength=n).astype(float)
 
 
 def _groups(block: Block, attribute: str, keys: Ints) -> Ints:

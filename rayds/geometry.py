@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from rayds.annotations import BoolMask, decode_rle, encode_mask, normal_rle
 from rayds.sql import joined_bytes
 
 Rle = dict[str, Any]
+_CHECKED = (
+    1 << 20
+)  # characters of run lengths that are looked at at a time: it takes a hundred bytes for each
 
 
 def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> Rle:
@@ -39,8 +43,21 @@ def broken_rles(
 
     The same as rayds.annotations.rle_runs says of each, for many at a time.
     """
-    none = counts.is_null().to_numpy(zero_copy_only=False)
     lengths = pc.fill_null(pc.binary_length(counts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    ends = np.cumsum(lengths)
+    cuts = np.searchsorted(ends, np.arange(_CHECKED, int(ends[-1]) if len(ends) else 0, _CHECKED))
+    bounds = [0, *np.unique(cuts[cuts > 0]).tolist(), len(lengths)]
+    parts = [
+        _broken_rles(counts.slice(lo, hi - lo), lengths[lo:hi], height[lo:hi], width[lo:hi])
+        for lo, hi in pairwise(bounds)
+    ]
+    return np.concatenate(parts)
+
+
+def _broken_rles(
+    counts: pa.Array, lengths: npt.NDArray[np.int64], height: Any, width: Any
+) -> npt.NDArray[np.bool_]:
+    none = counts.is_null().to_numpy(zero_copy_only=False)
     pixels = np.where(none, 0, height.astype(np.int64) * width)
     broken: npt.NDArray[np.bool_] = ~none & ((height < 0) | (width < 0) | (pixels >= 1 << 32))
     full = np.flatnonzero(lengths)

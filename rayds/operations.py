@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,22 @@ from rayds.registry import load
 if TYPE_CHECKING:
     from rayds.dataset import Dataset
     from rayds.item import DatasetItem
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a dataset is. subsets: items of each; categories: the kinds that there are; labels: their names in order."""
+
+    format: str | None
+    path: str | None
+    items: int
+    subsets: dict[str, int]
+    categories: list[str]
+    labels: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON-like data."""
+        return asdict(self)
 
 
 class Operating:
@@ -65,6 +82,14 @@ class Operating:
             "items" if not filter_annotations else "items+annotations" if remove_empty else "annotations"
         )
         return own.transform("filter", expression=expression, where=where, mode=chosen)
+
+    def info(self) -> Info:
+        """What the dataset is; reads ids and subsets, and what the format can't leave."""
+        own = _own(self)
+        subsets = own._narrowed(frozenset(("id", "subset")))._subset_counts()
+        kinds = [t.name for t in own._categories]
+        labels = own._categories.labels.names()
+        return Info(own._format, own._path, sum(subsets.values()), subsets, kinds, labels)
 
     def represented(self) -> Iterator[str]:
         """The items as filters see them, as XML texts."""

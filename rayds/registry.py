@@ -25,19 +25,30 @@ def _points(kind: str) -> dict[str, EntryPoint]:
     return found
 
 
+_registered: dict[tuple[str, str], Any] = {}
+
+
+def register(kind: str, name: str, found: Any) -> None:
+    """Make a class known under a name in this process, before an installed one of that name."""
+    _registered[kind, name] = found
+    load.cache_clear()
+
+
 def names(kind: str) -> list[str]:
     """The names of all plug-ins of a kind: "formats", "ops" or "launchers"."""
-    return sorted(_points(kind))
+    return sorted({*_points(kind), *(n for k, n in _registered if k == kind)})
 
 
 @cache
 def load(kind: str, name: str) -> Any:
     """The class of a plug-in; raises UnknownNameError with the nearest names."""
     points = _points(kind)
+    if (kind, name) in _registered:
+        return _registered[kind, name]
     if kind == "formats":
         name = FORMAT_ALIASES.get(name, name)
     if name not in points:
-        raise UnknownNameError(kind.rstrip("s"), name, points)
+        raise UnknownNameError(kind.rstrip("s"), name, names(kind))
     try:
         return points[name].load()
     except ModuleNotFoundError as e:

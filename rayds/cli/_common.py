@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rayds.engine.base import Engine
     from rayds.format import Format
     from rayds.options import Options
+    from rayds.project import Project
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -162,9 +163,17 @@ def opt(*names: str, **kwargs: Any) -> Callable[[F], F]:
     return click.option(*names, cls=Opt, **kwargs)
 
 
+project_options = stacked(
+    opt("-p", "--project", metavar="PROJECT", section="Input",
+        help="A project instead; without -i the one around the current folder, if there is one."),
+    opt("--allow-plugins", is_flag=True, section="Input",
+        help="Run the plug-ins of the project, which are code (also: RAYDS_ALLOW_PLUGINS=1)."),
+)  # fmt: skip
+
 input_options = stacked(
-    opt("-i", "--input-path", default=".", metavar="PATH", show_default=True, section="Input",
-        help="Folder, file or URL of the dataset."),
+    opt("-i", "--input-path", metavar="PATH", section="Input",
+        help="Folder, file or URL of the dataset; default: the project around, or else the current folder."),
+    project_options,
     opt("-if", "--input-format", metavar="FORMAT", section="Input", help="Its format; detected when left out."),
     opt("--read", multiple=True, metavar="NAME[=VALUE]", section="Input",
         help="An option of the input format; repeatable. See 'rayds formats FORMAT'."),
@@ -247,8 +256,11 @@ def spare_pandas() -> None:
         sys.meta_path.remove(Finder)
 
 
-def open_dataset(given: Mapping[str, Any]) -> Dataset:
-    """The dataset that the parameters of a command name, on the engine that they name; progress is told."""
+def open_dataset(given: dict[str, Any]) -> Dataset:
+    """The dataset that the parameters of a command name, on the engine that they name; progress is told.
+
+    What was taken where nothing was named is put into the parameters.
+    """
     from rayds.cli._progress import progress
 
     if given["engine"] == "local" or (
@@ -256,7 +268,14 @@ def open_dataset(given: Mapping[str, Any]) -> Dataset:
     ):
         spare_pandas()
     chosen = choose_engine(given["engine"], given["address"])
-    path, quiet = given["input_path"], given["quiet"]
+    quiet = given["quiet"]
+    project = chosen_project(given)
+    if project is not None:
+        given["input_path"], given["from_project"] = project.folder.url, True
+        with progress(f"looking at the project {project.name}", quiet):
+            dataset = project.dataset(engine=chosen, on_error=given["on_error"])
+            return in_shards(dataset, given["shards"], given["shard_by"])
+    path = given["input_path"] = given["input_path"] or "."
     with progress(f"looking at {path}", quiet):
         dataset = read_dataset(
             path,
@@ -267,6 +286,37 @@ def open_dataset(given: Mapping[str, Any]) -> Dataset:
             quiet=quiet,
         )
         return in_shards(dataset, given["shards"], given["shard_by"])
+
+
+def chosen_project(given: Mapping[str, Any]) -> Project | None:
+    """The project that -p names, or, where no input is named, the one around the current folder."""
+    if given.get("project") and given.get("input_path"):
+        raise UsageError("-i names a dataset and -p a project; give one of them")
+    if given.get("input_path"):
+        return None
+    from rayds.project import Project
+
+    path = given.get("project")
+    found = Project.load(path) if path else Project.find()
+    if found is None:
+        return None
+    if not path:
+        note(f"project: {found.name} in {found.folder.url}", given.get("quiet", False))
+    load_plugins(found, given.get("allow_plugins", False), given.get("quiet", False))
+    return found
+
+
+def load_plugins(project: Project, allow: bool, quiet: bool) -> None:
+    """Load the plug-ins of a project if that is allowed; else tell that there are some."""
+    from rayds import plugins
+
+    if allow or plugins.allowed():
+        plugins.load(project.folder)
+    elif plugins.files(project.folder):
+        note(
+            f"the project {project.name} has plug-ins, which are code; they are not run without --allow-plugins",
+            quiet,
+        )
 
 
 def reader_options(fmt: Format, read: Sequence[str]) -> Options:

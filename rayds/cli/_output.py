@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rayds.options import Options
 
 
-SAME_FORMAT = "The format to write; default: that of the input, or rayds where that can't be written."
+PROJECT_DATA = "dataset"
+SAME_FORMAT = "The format to write; default: that of the input, or rayds where that can't be written; of a project: a project."
 
 
 def output_options(
@@ -116,14 +117,16 @@ def write_dataset(
     after the input; beside: the input that it stands beside. start: when the command began (time.monotonic). words:
     options of the format.
     """
-    fmt = output_format(given["output_format"], dataset.format)
+    as_project = bool(given.get("from_project")) and not given["output_format"]
+    fmt = output_format("rayds" if as_project else given["output_format"], dataset.format)
     options = writer_of(given, words, fmt)
     expected = None if given["quiet"] else dataset.expected()
     resume, overwrite = given["resume"], given["overwrite"]
     target = given["output_dir"] or default_output(beside, name, overwrite, resume)
-    with keeping(target, resume), progress(f"{verb} to {fmt.name}", given["quiet"], expected) as advance:
+    data = _project_data(target, overwrite) if as_project else target
+    with keeping(data, resume), progress(f"{verb} to {fmt.name}", given["quiet"], expected) as advance:
         report = dataset.write(
-            target,
+            data,
             fmt,
             options,
             overwrite=overwrite,
@@ -131,6 +134,8 @@ def write_dataset(
             resume=resume,
             progress=advance,
         )
+    if as_project:
+        _made_project(target, fmt.name)
     report.seconds = time.monotonic() - start  # with detection and planning
     click.echo(json.dumps(report.to_json(), indent=2) if given["as_json"] else str(report))
 
@@ -148,6 +153,29 @@ def keeping(target: str, resume: bool) -> Iterator[None]:
         if resume and not isinstance(e, ResumeError) and kept.exists("job.json"):
             note(f"What is complete is kept in {kept.url}; the same command goes on with it.")
         raise
+
+
+def _project_data(target: str, overwrite: bool) -> str:
+    """Where the data of a new project goes."""
+    from rayds.errors import OutputExistsError
+    from rayds.project import FILE
+    from rayds.storage import Storage
+
+    folder = Storage(target)
+    if not overwrite and not folder.is_empty():
+        raise OutputExistsError(f"{folder.url} is there already; give another -o, or --overwrite")
+    if overwrite and not folder.is_empty() and not folder.exists(FILE):
+        raise OutputExistsError(f"{folder.url} is there and no project: it is not replaced by one")
+    return folder.path(PROJECT_DATA)
+
+
+def _made_project(target: str, format: str) -> None:
+    """Write the file of a new project around its data: last, so that it is never there without them."""
+    from rayds.project import Project, ProjectSource
+
+    project = Project.create(target, overwrite=True)
+    project.sources = {PROJECT_DATA: ProjectSource(PROJECT_DATA, format)}
+    project.save()
 
 
 def default_output(input_path: str, name: str, overwrite: bool, resume: bool = False) -> str:

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from types import FrameType
 from typing import IO, Any, NamedTuple
 
@@ -34,9 +35,25 @@ COMMANDS = {
     "transform": Entry("rayds.cli.transform", "Datasets", "Split, relabel, rename, resize, ... a dataset."),
     "detect": Entry("rayds.cli.formats", "Datasets", "Tell which format a dataset has, and why."),
     "formats": Entry("rayds.cli.formats", "Formats", "List the formats, or show all about one."),
+    "info": Entry("rayds.cli.info", "Datasets", "Tell what a dataset or a project is."),
+    "create": Entry("rayds.cli.project", "Projects", "Make a new project."),
+    "import": Entry("rayds.cli.project", "Projects", "Make a project of a dataset, or copy one into it."),
+    "add": Entry("rayds.cli.project", "Projects", "Add a dataset as a source."),
+    "remove": Entry("rayds.cli.project", "Projects", "Remove sources."),
+    "export": Entry("rayds.cli.project", "Projects", "Write the dataset of a project in a format."),
+    "project": Entry("rayds.cli.project", "Projects", "These commands under their long names."),
+    "source": Entry("rayds.cli.project", "Projects", "Add, remove and list sources."),
     "submit": Entry("rayds.cli.jobs", "Clusters", "Run a command as a job of a Ray cluster."),
     "jobs": Entry("rayds.cli.jobs", "Clusters", "List, follow and stop the jobs of a cluster."),
 }
+
+
+def command_of(name: str) -> click.Command:
+    """A command by its name."""
+    found: click.Command = getattr(
+        import_module(COMMANDS[name].module), f"{name}_" if iskeyword(name) else name
+    )
+    return found
 
 
 class Failure(click.ClickException):
@@ -67,11 +84,7 @@ class Root(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        command: click.Command = getattr(import_module(entry.module), cmd_name)
-        return command
+        return command_of(cmd_name) if cmd_name in COMMANDS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

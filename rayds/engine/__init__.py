@@ -74,3 +74,8 @@ class _CallableModule(ModuleType):
 
 
 sys.modules[__name__].__class__ = _CallableModule
+
+
+by_value: list[
+    ModuleType
+] = []  # modules that workers elsewhere can't import: what they define goes along, whole

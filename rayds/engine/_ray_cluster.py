@@ -17,6 +17,7 @@ from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.resource_manager import ResourceManager
 from ray.exceptions import RayError
 
+from rayds.engine import by_value
 from rayds.errors import EngineError
 
 PROMPT_CPUS = 64  # up to so many CPUs the scheduler looks often; beyond, a look takes long and tasks are many
@@ -41,6 +42,8 @@ def connect(address: str | None = None, num_cpus: int | None = None, store_bytes
                 ray.init(address=address, **options)
         except (ConnectionError, RayError) as e:
             raise EngineError(f"can't connect to the Ray cluster at {address!r}: {e}") from e
+    for module in by_value:
+        ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
     _schedule_promptly()
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # Ray's log files keep everything; other handlers are not ours

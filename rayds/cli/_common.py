@@ -306,6 +306,14 @@ def chosen_project(given: Mapping[str, Any]) -> Project | None:
     return found
 
 
+def early_plugins(given: Mapping[str, Any]) -> None:
+    """Load the plug-ins of the project that will be read, where that is allowed: options may name what they define."""
+    from rayds import plugins
+
+    if given.get("allow_plugins") or plugins.allowed():
+        chosen_project({**given, "quiet": True})
+
+
 def load_plugins(project: Project, allow: bool, quiet: bool) -> None:
     """Load the plug-ins of a project if that is allowed; else tell that there are some."""
     from rayds import plugins

@@ -149,6 +149,7 @@ def _options(
             remote.words += [flag] * int(str(value))
         else:
             remote.words.append(flag if value or not param.secondary_opts else param.secondary_opts[0])
+    _input_of_here(remote, command, ctx)
     for param in command.params:  # a default path is a place on this machine
         default = ctx.params.get(param.name or "")
         if _role(param) == "input" and not _given(ctx, param.name or "") and isinstance(default, str):
@@ -158,6 +159,22 @@ def _options(
                 remote.words.append(param.opts[0])
                 remote.value("", default, "input")
     return positional
+
+
+def _input_of_here(remote: Remote, command: Command, ctx: click.Context) -> None:
+    """Name the input that the command takes where none is named: the project around, or the current folder."""
+    names = {p.name for p in command.params}
+    if not names & {"input_path", "project"} or ctx.params.get("input_path") or ctx.params.get("project"):
+        return
+    from rayds.project import Project
+
+    found = Project.find() if "project" in names else None
+    if found is not None:
+        remote.words.append("-p")
+        remote.value("", found.folder.url, "input")
+    elif "input_path" in names:
+        remote.words.append("-i")
+        remote.value("", ".", "input")
 
 
 def _extra(remote: Remote, word: str) -> None:

@@ -12,6 +12,7 @@ from rayds.cli._common import (
     Command,
     asks_help,
     check_input,
+    early_plugins,
     extra_words,
     input_options,
     open_dataset,
@@ -57,6 +58,7 @@ def convert(ctx: click.Context, /, **given: Any) -> None:
     """
     from rayds.registry import get_format
 
+    early_plugins(given)
     fmt = get_format(given["output_format"])
     words = extra_words(ctx)
     if asks_help(words):

@@ -12,6 +12,7 @@ from rayds.cli._common import (
     Command,
     asks_help,
     check_input,
+    early_plugins,
     extra_words,
     input_options,
     open_dataset,
@@ -25,8 +26,8 @@ from rayds.errors import UsageError
 
 EXAMPLES = """
     rayds filter -i coco/ -e '/item[subset="train"]' -o train/
-    rayds filter -i coco/ -m items+annotations -e '/item/annotation[label="cat" and area > 99.5]' -o cats/
-    rayds filter -i coco/ --where 'width > height and n_annotations > 0' -f voc -o wide/ -- --save-media
+    rayds filter -i coco/ -m i+a -e '/item/annotation[label="cat"]' -o cats/
+    rayds filter -i coco/ --where 'width > 640' -f voc -o big/ -- --save-media
     rayds filter -i coco/ -e '/item[annotation/label="cat"]' --dry-run
 """
 MODES = "items (i), annotations (a), items+annotations (i+a)"
@@ -100,6 +101,7 @@ def filter(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
     selects, in all items; in the mode items+annotations items that are left without any go, too. Options of the output
     format follow after --. 'rayds convert' and 'rayds export' filter with -e as well.
     """
+    early_plugins(given)
     words = extra_words(ctx)
     if asks_help(words):
         from rayds.cli.formats import writer_help

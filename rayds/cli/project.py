@@ -13,6 +13,7 @@ from rayds.cli._common import (
     Command,
     Group,
     asks_help,
+    early_plugins,
     extra_words,
     load_plugins,
     note,
@@ -210,6 +211,7 @@ def export(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
     """Write the dataset of a project in a format. Options of the format follow after --."""
     from rayds.registry import get_format
 
+    early_plugins(given)
     fmt = get_format(given["output_format"])
     words = extra_words(ctx)
     if asks_help(words):
@@ -278,7 +280,11 @@ def project() -> None:
     """The commands of projects under their long names."""
 
 
-@click.group(cls=Long, members=("add", "remove"))
+@click.group(
+    cls=Long,
+    members=("add", "remove"),
+    examples="    rayds source add -f coco ../coco\n    rayds source info",
+)
 def source() -> None:
     """Add, remove and list the sources of a project."""
 

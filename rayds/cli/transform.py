@@ -12,6 +12,7 @@ from rayds.cli._common import (
     Command,
     asks_help,
     check_input,
+    early_plugins,
     extra_words,
     input_options,
     open_dataset,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 EXAMPLES = """
     rayds transform --list
     rayds transform -t random_split -- --help
-    rayds transform -i coco/ -t random_split -o split/ -- --subset train:.8 --subset val:.2
-    rayds transform -i coco/ -t remap_labels -f voc -o voc/ -- -l cat:animal -l dog:animal
+    rayds transform -i coco/ -t random_split -o out/ -- -s train:.8 -s val:.2
+    rayds transform -i coco/ -t remap_labels -f voc -o voc/ -- -l cat:animal
 """
 
 
@@ -55,6 +56,7 @@ def transform(ctx: click.Context, /, **given: Any) -> None:
     Options of the transform follow after --. The input is never changed: the result is written to a new folder, in the
     format of the input unless -f names another.
     """
+    early_plugins(given)
     words = extra_words(ctx)
     if given["listing"]:
         click.echo(listed(given["transform"]), nl=False)

@@ -41,7 +41,9 @@ def test_version(rayds):
 def test_an_unknown_command_suggests_the_nearest(rayds):
     result = rayds("convrt")
     assert result.exit_code == 2
-    assert result.stderr == "error: unknown command 'convrt'. Did you mean 'convert'?\n"
+    assert (
+        result.stderr == "error: unknown command 'convrt'. Did you mean 'convert' or 'import' or 'export'?\n"
+    )
 
 
 def test_an_unknown_option_names_the_page_with_all(rayds):

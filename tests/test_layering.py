@@ -36,8 +36,8 @@ BASE = (
     "rayds.schema",
 )
 CLI_API = (
-    "rayds", "rayds.dataset", "rayds.engine", "rayds.errors", "rayds.format", "rayds.jobs", "rayds.op", "rayds.options",
-    "rayds.project", "rayds.registry", "rayds.report", "rayds.storage",
+    "rayds", "rayds.categories", "rayds.dataset", "rayds.engine", "rayds.errors", "rayds.format", "rayds.jobs", "rayds.op", "rayds.options",
+    "rayds.pipeline", "rayds.plugins", "rayds.project", "rayds.registry", "rayds.report", "rayds.storage",
 )  # fmt: skip
 
 

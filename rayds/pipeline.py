@@ -179,7 +179,8 @@ def _step(number: int, step: Any) -> Op:
         options = {"expression": options}
     if not isinstance(options, (Mapping, type(None))):
         raise UsageError(f"steps, {number}. {name}: the options are no mapping of names to values")
-    return _at(f"steps, {number}. {name}", lambda: transform_class(str(name))(**dict(options or {})))
+    made: Op = _at(f"steps, {number}. {name}", lambda: transform_class(str(name))(**dict(options or {})))
+    return made
 
 
 def _at(where: str, make: Callable[[], Any]) -> Any:

@@ -47,13 +47,13 @@ def load(folder: Storage) -> list[str]:
     for name in files(folder):
         text = folder.read_bytes(f"{PLUGINS}/{name}")
         module = _module(folder.path(f"{PLUGINS}/{name}"), text)
-        for value in vars(module).values():
-            if not (isinstance(value, type) and value.__module__ == module.__name__):
-                continue
+        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
+        for value in own:
             for kind, base in KINDS.items():
-                if issubclass(value, base) and getattr(value, "name", ""):
-                    registry.register(kind, value.name, value)
-                    found.append(f"{kind} {value.name}")
+                called = str(vars(value).get("name") or "")
+                if issubclass(value, base) and called:
+                    registry.register(kind, called, value)
+                    found.append(f"{kind} {called}")
     return found
 
 

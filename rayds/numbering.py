@@ -18,7 +18,7 @@ from rayds.sharding import hashed
 CHUNK = 10_000
 SAMPLE = 4096
 PARTS = 64
-_PART, _KEY, _OLD = "__part", "__key", "__old"
+_PART, _KEY, _OLD = "__sort_part", "__sort_key", "__old"
 
 
 def with_starts(

@@ -20,7 +20,8 @@ NOTE = "note: "  # kinds that begin with it are told, but are no loss under --st
 EDITS = "image edits: not written without --save-media"
 
 _FEW = 256
-_LOST = "rayds_lost"  # in an item's extra: what operations could not keep of it, on its way to the report
+LOST = "rayds_lost"  # in an item's extra: what operations could not keep of it, on its way to the report
+REPORT = "rayds_merge"  # likewise: what a merge has to say of it
 
 
 @dataclass
@@ -63,7 +64,7 @@ def lose(block: pa.Table, kind: str, counts: Any) -> pa.Table:
     extra = single_chunk(block, "extra").to_pylist()
     for row in rows:
         made = json.loads(extra[row]) if extra[row] else {}
-        lost = made.setdefault(_LOST, {})
+        lost = made.setdefault(LOST, {})
         lost[kind] = lost.get(kind, 0) + int(counts[row])
         extra[row] = json.dumps(made)
     return with_column(block, "extra", pa.array(extra, pa.string()))
@@ -74,15 +75,18 @@ def take_lost(block: pa.Table) -> tuple[pa.Table, Losses]:
     column = single_chunk(block, "extra")
     if column.null_count == len(column):
         return block, {}
-    rows = np.flatnonzero(pc.fill_null(pc.match_substring(column, f'"{_LOST}"'), False))
+    rows = np.flatnonzero(
+        pc.fill_null(pc.match_substring(column, f'"{LOST}"'), False)
+    )  # REPORT is never alone
     if not len(rows):
         return block, {}
     extra, ids = column.to_pylist(), single_chunk(block, "id")
     losses: Losses = {}
     for row in rows:
         made = json.loads(extra[row])
-        for kind, n in made.pop(_LOST, {}).items():
+        for kind, n in made.pop(LOST, {}).items():
             losses = merge_losses(losses, {NOTE + kind: (n, f"item {ids[int(row)].as_py()!r}")})
+        made.pop(REPORT, None)
         extra[row] = json.dumps(made) if made else None
     return with_column(block, "extra", pa.array(extra, pa.string())), losses
 

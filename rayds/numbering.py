@@ -28,6 +28,24 @@ def with_starts(
 
     Blocks are cut into chunks of a fixed size, which are the same in both passes; the driver holds a key for each.
     """
+    made, _ = _with_starts(engine, blocks, count, fn)
+    return made
+
+
+def numbered(engine: Engine, blocks: Blocks, column: str, start: int = 0) -> tuple[Blocks, int]:
+    """(the blocks with a column of the places of their items, from `start` on; the number after the last)."""
+    made, n = _with_starts(engine, blocks, len, partial(_number, column, start))
+    return made, start + n
+
+
+def _number(column: str, start: int, block: Block, before: int) -> Block:
+    places = np.arange(start + before, start + before + block.num_rows)
+    return block.append_column(column, pa.array(places, pa.int64()))
+
+
+def _with_starts(
+    engine: Engine, blocks: Blocks, count: Callable[[Block], int], fn: Callable[[Block, int], Block]
+) -> tuple[Blocks, int]:
     chunks = engine.rechunk(blocks, CHUNK)
     found = engine.fold(chunks, partial(_chunk, count), lambda a, b: a + b) or []
     starts: dict[tuple[str, str], int] = {}
@@ -41,7 +59,7 @@ def with_starts(
             )
         starts[key] = before
         before += n
-    return engine.map(chunks, partial(_placed, fn, starts))
+    return engine.map(chunks, partial(_placed, fn, starts)), before
 
 
 def _first(block: Block) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -116,6 +116,33 @@ class Surveying(Op):
 
     def apply(self, block: Block) -> Block:
         raise NotImplementedError("what becomes of an item follows from all of them")
+
+
+class Combine(ABC):
+    """Base of operations that make one dataset of several. Options as those of Op."""
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    on_error: OnError = OnError.RAISE
+
+    @dataclass(frozen=True)
+    class Options(base.Options):
+        """Options of the operation."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options.make(options)
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{k}={v!r}" for k, v in vars(self.options).items())
+        return f"{type(self).__name__}({given})"
+
+    @abstractmethod
+    def prepare(self, categories: Sequence[Categories]) -> Categories:
+        """The categories of the result, on the driver; may keep on self what `run` needs."""
+
+    @abstractmethod
+    def run(self, engine: Engine, parts: Sequence[Blocks]) -> Blocks:
+        """The blocks of the result."""
 
 
 def transform_class(name: str) -> type[Op]:

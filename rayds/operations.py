@@ -83,6 +83,40 @@ class Operating:
         )
         return own.transform("filter", expression=expression, where=where, mode=chosen)
 
+    def merge(self, *others: Dataset, policy: str = "union", **options: Any) -> Dataset:
+        """This dataset and others as one; items in the order of the first, then those that only later ones have.
+
+        policy: what becomes of items with the same id and subset: "union" (two items), "exact" (all annotations, equal ones
+        once), "update" (the later one), "intersect" (what several annotators agree on; see the options of the operation).
+        """
+        own = _own(self)
+        parts = (own, *others)
+        made = load("ops", "merge")(policy=policy, **options)
+        made.on_error = own._on_error
+        categories = made.prepare([part._categories for part in parts])
+        infos: dict[str, Any] = {}
+        for part in parts:
+            infos = {**part._infos, **infos}
+        return own._derive(
+            lambda engine: made.run(engine, [part._build(engine) for part in parts]),
+            repr(made),
+            *others,
+            categories=categories,
+            infos=infos,
+            ids="unknown",
+            size=sum(part._size for part in parts),
+        )
+
+    def update(self, other: Dataset) -> Dataset:
+        """This dataset with the items of another: new ones are added, those of the same id and subset replaced."""
+        return _own(self).merge(other, policy="update")
+
+    def merge_report(self, **options: Any) -> dict[str, Any]:
+        """What the intersect merge that this dataset is the result of could not settle, as JSON-like data."""
+        engine, blocks = _own(self)._run()
+        report: dict[str, Any] = load("ops", "merge")(policy="intersect", **options).report(engine, blocks)
+        return report
+
     def info(self) -> Info:
         """What the dataset is; reads ids and subsets, and what the format can't leave."""
         own = _own(self)

@@ -33,6 +33,7 @@ COMMANDS = {
     "convert": Entry("rayds.cli.convert", "Datasets", "Write a dataset in another format."),
     "filter": Entry("rayds.cli.filter", "Datasets", "Keep items or annotations by XPath or SQL."),
     "transform": Entry("rayds.cli.transform", "Datasets", "Split, relabel, rename, resize, ... a dataset."),
+    "merge": Entry("rayds.cli.merge", "Datasets", "Make one dataset of several."),
     "pipeline": Entry("rayds.cli.pipeline", "Datasets", "Do what a file says, in one pass."),
     "detect": Entry("rayds.cli.formats", "Datasets", "Tell which format a dataset has, and why."),
     "formats": Entry("rayds.cli.formats", "Formats", "List the formats, or show all about one."),

@@ -53,8 +53,8 @@ def joined(parts: Sequence[Categories]) -> tuple[Categories, list[Ints]]:
             (part.masks.colormap if part.masks else {}, colors, "mask colour"),
             (part.points.items if part.points else {}, points, "key points"),
         ):
-            for label, value in told.items():
-                at = int(new[label]) if label < len(new) else label
+            for old, value in told.items():
+                at = int(new[old]) if old < len(new) else old
                 if found.setdefault(at, value) != value:
                     raise _conflict(what, names[at] if at < len(names) else str(at), found[at], value, k)
     if any(part.masks is not None for part in parts):

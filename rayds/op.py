@@ -145,6 +145,28 @@ class Combine(ABC):
         """The blocks of the result."""
 
 
+class Compare(ABC):
+    """Base of operations that compare two datasets. Options as those of Op."""
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+
+    @dataclass(frozen=True)
+    class Options(base.Options):
+        """Options of the operation."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options.make(options)
+
+    @abstractmethod
+    def prepare(self, a: Categories, b: Categories) -> None:
+        """Look at the categories of both, on the driver; may keep on self what `run` needs."""
+
+    @abstractmethod
+    def run(self, engine: Engine, a: Blocks, b: Blocks) -> Any:
+        """The result: with `to_json()`, and a text for people as str()."""
+
+
 def transform_class(name: str) -> type[Op]:
     """The class of an operation by its name; raises UnknownNameError with the nearest names."""
     found: type[Op] = load("ops", name)

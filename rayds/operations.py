@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import pyarrow as pa
+
 from rayds.engine.base import Blocks, Engine
 from rayds.errors import UsageError
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
@@ -117,6 +119,40 @@ class Operating:
         report: dict[str, Any] = load("ops", "merge")(policy="intersect", **options).report(engine, blocks)
         return report
 
+    def diff(self, other: Dataset, **options: Any) -> Any:
+        """What differs between this dataset and another: an object with `differs`, `to_json()` and a text for people.
+
+        options: method="distance" (annotations matched by IoU) or "equality" (as they are), iou_thresh, conf_thresh, ...
+        """
+        own = _own(self)
+        made = load("ops", "diff")(**options)
+        made.prepare(own._categories, other._categories)
+        engine, blocks = own._run()
+        return made.run(engine, blocks, other._build(engine))
+
+    def diff_pictures(self, other: Dataset, result: Any, most: int = 50) -> dict[str, bytes]:
+        """Pictures of a diff of this dataset and another, as PNG files by name: matrices, and items that differ.
+
+        most: so many items at most. Both datasets are read once more for them; items whose image can't be read have none.
+        """
+        own = _own(self)
+        made: dict[str, bytes] = result.matrices()
+        listed = [
+            (i["id"], i["subset"]) for i in result.found.items if "only in" not in i and "same" not in i
+        ]
+        keys = frozenset(listed[:most])
+        if not keys:
+            return made
+        sides = []
+        for dataset in (own, other):
+            chosen = dataset.map_batches(partial(_only_keys, keys))
+            sides.append({(item.id, item.subset): item for item in chosen})
+        for key in sorted(keys & set(sides[0]) & set(sides[1])):
+            picture = result.picture(sides[0][key], _relabelled(sides[1][key], other, result.names))
+            if picture is not None:
+                made[f"{key[1]}/{key[0]}.png"] = picture
+        return made
+
     def info(self) -> Info:
         """What the dataset is; reads ids and subsets, and what the format can't leave."""
         own = _own(self)
@@ -166,6 +202,22 @@ class Operating:
 
         step = f"model {made!r}, keep={keep}"
         return own._derive(build, step, categories=categories, ids="unknown")
+
+
+def _only_keys(keys: frozenset[tuple[str, str]], block: pa.Table) -> pa.Table:
+    ids, subsets = block.column("id").to_pylist(), block.column("subset").to_pylist()
+    return block.filter(pa.array([key in keys for key in zip(ids, subsets, strict=True)], pa.bool_()))
+
+
+def _relabelled(item: DatasetItem, dataset: Dataset, names: list[str]) -> DatasetItem:
+    """The item with the label indexes of other names."""
+    old = dataset._categories.labels.names()
+    places = {name: i for i, name in enumerate(names)}
+    annotations = []
+    for annotation in item.annotations:
+        label = getattr(annotation, "label", None)
+        annotations.append(annotation if label is None else annotation.wrap(label=places[old[label]]))
+    return item.wrap(annotations=annotations)
 
 
 def _own(part: Operating) -> Dataset:

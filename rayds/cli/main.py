@@ -34,6 +34,8 @@ COMMANDS = {
     "filter": Entry("rayds.cli.filter", "Datasets", "Keep items or annotations by XPath or SQL."),
     "transform": Entry("rayds.cli.transform", "Datasets", "Split, relabel, rename, resize, ... a dataset."),
     "merge": Entry("rayds.cli.merge", "Datasets", "Make one dataset of several."),
+    "diff": Entry("rayds.cli.diff", "Datasets", "Compare two datasets, or predictions with the truth."),
+    "compare": Entry("rayds.cli.diff", "Datasets", "The same as diff."),
     "pipeline": Entry("rayds.cli.pipeline", "Datasets", "Do what a file says, in one pass."),
     "detect": Entry("rayds.cli.formats", "Datasets", "Tell which format a dataset has, and why."),
     "formats": Entry("rayds.cli.formats", "Formats", "List the formats, or show all about one."),

@@ -15,22 +15,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.categories import Categories
-from rayds.engine.base import Block, Blocks, Engine
+from rayds.engine.base import Block, Blocks, Engine, Stage
 from rayds.errors import UnknownNameError, UsageError
 from rayds.numbering import check_unique, ordered, with_starts
-from rayds.op import Op
+from rayds.op import Op, Surveying
 from rayds.ops._pairs import parse_pairs
 from rayds.options import Options, option
 from rayds.schema import DEFAULT_SUBSET, flat, media_field, single_chunk, with_column
 from rayds.sharding import hashed
 
 
-class Renaming(Op):
+class Renaming(Surveying):
     """An operation that gives items other ids or subsets; two items must not get the same."""
 
-    def run(self, engine: Engine, blocks: Blocks) -> Blocks:
+    columns = frozenset({"id", "subset", "media", "attributes"})
+
+    def look(self, engine: Engine, blocks: Blocks) -> None:
         check_unique(engine, blocks, self.apply, self.name)
-        return engine.map(blocks, self._checked)
+
+    def use(self, found: None) -> Stage:
+        return self._checked
 
 
 class MapSubsets(Renaming):

@@ -178,6 +178,8 @@ def _coerce(f: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     if value is None:
         return None
     if many:
+        if isinstance(value, Mapping):  # pairs
+            value = [f"{a}:{b}" for a, b in value.items()]
         if not isinstance(value, (str, list, tuple, set, frozenset)):
             value = [value]
         splits = f.metadata.get("split", True)

@@ -1,195 +1,214 @@
-"""Pipelines: a file that says what is read, what is done to it, and what is written; in one pass over the data.
-
-    input:  {path: coco, format: coco, options: {}}        or {project: PATH}
-    steps:                                                  in this order
-      - filter: '/item[annotation/label="cat"]'             or {expression | where, mode}
-      - remap_labels: {label: ["cat:animal"]}
-      - split: {task: detection, subset: ["train:.8", "val:.2"]}
-    output: {path: out, format: voc, save_media: true, options: {}, overwrite: false, strict: false, resume: false}
-    run:    {engine: auto, address: null, on_error: raise, shards: null, shard_by: id}
-
-Paths are relative to the folder of the file. Everything is checked before anything is read.
-"""
+"""Job files: what is read, which operations follow one another, what is written, as YAML that is checked as a whole
+before anything runs. See docs/operations/pipeline.md."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rayds.dataset import Dataset
-from rayds.errors import FormatError, OnError, UnknownNameError, UsageError
+from rayds.errors import OnError, UnknownNameError, UsageError
+from rayds.format import Format
 from rayds.op import Op, transform_class
 from rayds.registry import get_format
-from rayds.report import Report
-from rayds.storage import Storage, is_url
+from rayds.storage import is_url, read_url
 
-KEYS = {
-    "": ("input", "steps", "output", "run"),
-    "input": ("path", "format", "options", "project"),
-    "output": ("path", "format", "options", "save_media", "image_ext", "overwrite", "strict", "resume"),
-    "run": ("engine", "address", "on_error", "shards", "shard_by"),
+if TYPE_CHECKING:
+    from rayds.dataset import Dataset
+
+# The keys of each part, with what their values are.
+PARTS: dict[str, dict[str, type]] = {
+    "input": {"path": str, "format": str, "options": dict},
+    "output": {
+        "path": str, "format": str, "options": dict, "save_media": bool, "image_ext": str, "overwrite": bool,
+        "strict": bool, "resume": bool,
+    },
+    "run": {"engine": str, "address": str, "on_error": str, "shards": int, "shard_by": str},
+}  # fmt: skip
+CHOICES = {
+    "engine": ("auto", "local", "ray"),
+    "on_error": tuple(policy.value for policy in OnError),
+    "shard_by": ("id", "subset"),
 }
+# Steps that have a name of their own, or whose value may be a text: (the operation, the option that the text is).
+# Every other step is called as its operation is.
+STEPS = {"filter": ("filter", "expression"), "where": ("filter", "where")}
+
+_KINDS = {str: "a text", bool: "true or false", int: "a whole number", dict: "a mapping"}
 
 
-@dataclass
-class Pipeline:
-    """A checked pipeline. `load` reads one from a file; `of` makes one of a mapping; `run` does it."""
+@dataclass(frozen=True)
+class Step:
+    """An operation of a job. place: how messages call it; options: as written, paths of files made absolute."""
 
-    input: dict[str, Any]
-    steps: list[Op]
-    output: dict[str, Any]
-    settings: dict[str, Any] = field(default_factory=dict)
+    place: str
+    op: Op
+    options: Mapping[str, Any]
+
+    def files(self) -> list[str]:
+        """The files that its options name."""
+        names = self.op.Options.file_names()
+        return [str(v) for k, v in self.options.items() if k.replace("-", "_") in names]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked job file. input, output, run: the values by the keys of PARTS; paths are absolute or URLs."""
+
+    path: str
+    input: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    output: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str) -> Pipeline:
-        """The pipeline in a YAML file. Raises FormatError or UsageError that name the key, and the step by its number."""
-        import yaml
-
-        place = Storage(path)
-        folder = place.parent
-        try:
-            told = yaml.safe_load(folder.read_text(place.name))
-        except yaml.YAMLError as e:
-            mark = getattr(e, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise FormatError(f"{place.url}{line}: no YAML: {getattr(e, 'problem', None) or e}") from e
-        try:
-            return cls.of(told, folder)
-        except UsageError as e:
-            raise UsageError(f"{place.url}: {e}") from e
-        except FormatError as e:
-            raise FormatError(f"{place.url}: {e}") from e
+    def load(cls, path: str) -> Job:
+        """The job in a file or at a URL; raises UsageError naming the file, the step and the key."""
+        with _naming(path):
+            return cls._of(path, _parsed(read_url(path)))
 
     @classmethod
-    def of(cls, told: Any, folder: Storage | None = None) -> Pipeline:
-        """A pipeline of a mapping; folder: what its paths are relative to (default: the current one)."""
-        parts = _mapping(told, "")
-        source = _mapping(parts.get("input"), "input")
-        if ("path" in source) == ("project" in source):
-            raise UsageError("input: give a path, or a project")
-        if "project" in source and set(source) - {"project"}:
-            raise UsageError("input: a project has no format and no options here")
-        output = _mapping(parts.get("output"), "output")
-        for key in ("path", "format"):
-            if key not in output:
-                raise UsageError(f"output: {key} is missing")
-        settings = _mapping(parts.get("run"), "run")
-        where = folder or Storage(".")
-        for part in (source, output):
-            for key in ("path", "project"):
-                if key in part:
-                    part[key] = _placed(str(part[key]), where)
-        made = cls(source, _steps(parts.get("steps")), output, settings)
-        made.check()
-        return made
+    def _of(cls, path: str, value: Any) -> Job:
+        if not isinstance(value, dict):
+            raise UsageError("a job is a mapping with the keys input, steps, output and run")
+        _known("key", value, (*PARTS, "steps"))
+        folder = path.rpartition("/")[0] if is_url(path) else os.path.dirname(os.path.abspath(path))
+        parts = {name: _part(name, value.get(name)) for name in PARTS}
+        for name in ("input", "output"):
+            if "path" in parts[name]:
+                parts[name]["path"] = beside(folder, parts[name]["path"])
+        with _naming("input.options"):
+            _format_options(parts["input"], "ReadOptions")
+        with _naming("output.options"):
+            made = _format_options(parts["output"], "WriteOptions")
+            if made is not None:
+                made[0].capabilities(made[1])  # ends it here when the format can't be written
+        steps = value.get("steps")
+        if not isinstance(steps, list | None):
+            raise UsageError("steps: a list is needed, of one operation each")
+        found = tuple(_step(n, step, folder) for n, step in enumerate(steps or (), start=1))
+        return cls(path, parts["input"], found, parts["output"], parts["run"])
 
-    def check(self) -> None:
-        """Raise what can be told of formats and options without the data."""
-        if self.input.get("format"):
-            _at(
-                "input.options",
-                lambda: get_format(self.input["format"]).ReadOptions.make(self.input.get("options") or {}),
-            )
-        fmt = _at("output.format", lambda: get_format(self.output["format"]))
-        options = _at("output.options", lambda: fmt.WriteOptions.make(self._writer()))
-        _at("output.format", lambda: fmt.capabilities(options))
-        _at("run.on_error", lambda: OnError(self.settings.get("on_error") or "raise"))
-        if self.settings.get("shard_by") and not self.settings.get("shards"):
-            raise UsageError("run: shard_by says how shards divides the items; give shards, too")
-
-    def _writer(self) -> dict[str, Any]:
-        own = {k: self.output[k] for k in ("save_media", "image_ext") if self.output.get(k) is not None}
-        return {**(self.output.get("options") or {}), **own}
-
-    def dataset(self, engine: Any = None) -> Dataset:
-        """What is read, after all steps."""
-        run = self.settings
-        chosen = engine if engine is not None else run.get("engine")
-        if engine is None and run.get("address"):
-            from rayds.engine import make_engine
-
-            chosen = make_engine("ray", address=run["address"])
-        on_error = run.get("on_error") or "raise"
-        if "project" in self.input:
-            from rayds.project import Project
-
-            made = Project.load(self.input["project"]).dataset(engine=chosen, on_error=on_error)
-        else:
-            made = Dataset.import_from(
-                self.input["path"],
-                self.input.get("format"),
-                engine=chosen,
-                on_error=on_error,
-                **(self.input.get("options") or {}),
-            )
-        if run.get("shards"):
-            made = made.repartition(int(run["shards"]), run.get("shard_by") or "id")
-        for number, step in enumerate(self.steps, 1):
-            made = _at(f"steps, {number}. {step.name}", lambda made=made, step=step: made.transform(step))  # type: ignore[misc]
-        return made
-
-    def run(
-        self, engine: Any = None, progress: Callable[[int], None] | None = None, **changes: Any
-    ) -> Report:
-        """Do it. changes: overwrite, strict, resume instead of those of the file."""
-        out = {**self.output, **{k: v for k, v in changes.items() if v is not None}}
-        return self.dataset(engine).export(
-            out["path"],
-            out["format"],
-            overwrite=bool(out.get("overwrite")),
-            strict=bool(out.get("strict")),
-            resume=bool(out.get("resume")),
-            progress=progress,
-            **self._writer(),
-        )
+    def apply(self, dataset: Dataset) -> Dataset:
+        """The dataset after all steps: one pass over the data, but for the operations that must look at it first."""
+        for step in self.steps:
+            with _naming(self.path), _naming(step.place):
+                dataset = dataset.transform(step.op)
+        return dataset
 
 
-def _mapping(value: Any, name: str) -> dict[str, Any]:
-    known = KEYS[name]
-    if value is None and name == "run":
-        return {}
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{name or 'a pipeline'}: no mapping of {', '.join(known)}")
-    for key in value:
-        if key not in known:
-            raise UnknownNameError(f"key of {name or 'a pipeline'}", str(key), known)
-    return dict(value)
+def beside(folder: str, path: str) -> str:
+    """A path of a job file: relative ones are relative to its folder."""
+    outer, chain, inner = path.rpartition("::")  # zip://member::archive
+    if not is_url(inner) and not inner.startswith("~"):
+        inner = f"{folder}/{inner}" if is_url(folder) and not os.path.isabs(inner) else inner
+        inner = inner if is_url(inner) else os.path.normpath(os.path.join(folder, inner))
+    return f"{outer}{chain}{inner}"
 
 
-def _placed(path: str, folder: Storage) -> str:
-    return path if is_url(path) or path.startswith(("/", "~")) else folder.path(path)
-
-
-def _steps(value: Any) -> list[Op]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise UsageError("steps: no list")
-    return [_step(number, step) for number, step in enumerate(value, 1)]
-
-
-def _step(number: int, step: Any) -> Op:
-    if isinstance(step, str):
-        step = {step: None}
-    if not isinstance(step, Mapping) or len(step) != 1:
-        raise UsageError(f"steps, {number}.: a step is one name with its options")
-    ((name, options),) = step.items()
-    if name == "filter" and isinstance(options, str):
-        options = {"expression": options}
-    if not isinstance(options, (Mapping, type(None))):
-        raise UsageError(f"steps, {number}. {name}: the options are no mapping of names to values")
-    made: Op = _at(f"steps, {number}. {name}", lambda: transform_class(str(name))(**dict(options or {})))
-    return made
-
-
-def _at(where: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns; its errors with the place in front."""
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Errors of usage begin with a place."""
     try:
-        return make()
+        yield
     except UsageError as e:
-        raise UsageError(f"{where}: {e}") from e
-    except FormatError as e:
-        raise FormatError(f"{where}: {e}") from e
-    except ValueError as e:
-        raise UsageError(f"{where}: {e}") from e
+        raise UsageError(f"{place}: {e}") from e
+
+
+def _known(kind: str, names: Mapping[Any, Any], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(kind, str(name), known)
+
+
+def _part(name: str, value: Any) -> dict[str, Any]:
+    """One of the parts input, output and run, checked."""
+    if value is None:
+        return {}
+    with _naming(name):
+        if not isinstance(value, dict):
+            raise UsageError("a mapping is needed")
+        _known("key", value, tuple(PARTS[name]))
+        made = {k: v for k, v in value.items() if v is not None}
+        for key, one in made.items():
+            kind = PARTS[name][key]
+            if not isinstance(one, kind) or (kind is int and isinstance(one, bool)):
+                raise UsageError(f"{key}: {one!r} is not {_KINDS[kind]}")
+            if key in CHOICES and one not in CHOICES[key]:
+                raise UnknownNameError(f"value of {key}", one, CHOICES[key])
+        if made.get("shards", 1) < 1:
+            raise UsageError(f"shards: {made['shards']} is not at least 1")
+        return made
+
+
+def _format_options(part: Mapping[str, Any], which: str) -> tuple[Format, Any] | None:
+    """The format that a part names, with its options checked; without a format they wait until it is known."""
+    if "format" not in part:
+        return None
+    fmt = get_format(part["format"])
+    return fmt, getattr(fmt, which).make(part.get("options", {}))
+
+
+def _step(n: int, value: Any, folder: str) -> Step:
+    """A step: `name`, or `name: options`, or for those of STEPS `name: text`."""
+    place = f"steps[{n}]"
+    with _naming(place):
+        if isinstance(value, str):
+            value = {value: {}}
+        if not isinstance(value, dict) or len(value) != 1:
+            raise UsageError("a step is the name of an operation, or one `name: options`")
+        name, options = next(iter(value.items()))
+    place = f"steps[{n}] ({name})"
+    with _naming(place):
+        op, text = STEPS.get(name, (str(name), ""))
+        if text and isinstance(options, str):
+            options = {text: options}
+        if not isinstance(options, dict | None):
+            raise UsageError(f"{options!r}: options are a mapping")
+        found = transform_class(op)
+        files = found.Options.file_names()
+        options = {
+            str(k): beside(folder, v) if str(k).replace("-", "_") in files and isinstance(v, str) else v
+            for k, v in (options or {}).items()
+        }
+        for key, one in options.items():
+            if isinstance(one, Mapping):  # pairs, as train: 0.8; with nothing after the colon as `cat:`
+                options[key] = {str(a): "" if b is None else str(b) for a, b in one.items()}
+        made = found(**{k.replace("-", "_"): v for k, v in options.items()})
+    return Step(place, made, options)
+
+
+def _parsed(data: bytes) -> Any:
+    """What a YAML text says. Only true and false are booleans (no, on and the like are texts), numbers are decimal,
+    a key that stands twice is an error."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in ("null", "merge")]
+            for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            for (key, _), name in zip(node.value, keys, strict=False):
+                if isinstance(name, str) and keys.count(name) > 1:
+                    raise UsageError(f"line {key.start_mark.line + 1}: the key {name!r} stands twice")
+            made: dict[Any, Any] = super().construct_mapping(node, deep)
+            return made
+
+    for tag, pattern, first in (
+        ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+        ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+        ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ):
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+    try:
+        return yaml.load(data, Loader)
+    except yaml.YAMLError as e:
+        raise UsageError(f"no YAML: {e}") from e
+    except RecursionError as e:
+        raise UsageError("nested too deeply") from e

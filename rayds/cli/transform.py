@@ -13,6 +13,7 @@ from rayds.cli._common import (
     check_input,
     early_plugins,
     extra_words,
+    in_shards,
     input_options,
     open_dataset,
     opt,
@@ -76,9 +77,9 @@ def transform(ctx: click.Context, /, **given: Any) -> None:
         return
     op = made_op(given["transform"], words)
     start = time.monotonic()
-    dataset = open_dataset(given).transform(op)
+    dataset = open_dataset({**given, "shards": None, "shard_by": None}).transform(op)
     write_dataset(
-        dataset,
+        in_shards(dataset, given["shards"], given["shard_by"]),
         given,
         verb=f"transforming ({op.name})",
         name=op.name,

@@ -22,7 +22,8 @@ from rayds.errors import DataError, UsageError
 from rayds.format import with_errors
 from rayds.losses import instance_keys
 from rayds.op import Surveying
-from rayds.options import Options, option
+from rayds.options import Options as Base
+from rayds.options import option
 from rayds.schema import (
     DEFAULT_SUBSET,
     AnnotationType,
@@ -133,7 +134,7 @@ class Correct(Surveying):
     columns = frozenset({"id", "subset"})
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         report: str = option(
             "validation_report.json",
             short="r",

@@ -24,7 +24,8 @@ from rayds.errors import DataError, UsageError
 from rayds.format import with_errors
 from rayds.op import Op
 from rayds.ops._pairs import parse_pairs
-from rayds.options import Options, option
+from rayds.options import Options as Base
+from rayds.options import option
 from rayds.schema import AnnotationType, annotation_rows, flat, single_chunk, with_annotations, with_fields
 
 
@@ -102,7 +103,7 @@ class RemapLabels(Relabelling):
     title = "rename, merge or delete labels"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         label: tuple[str, ...] = option(
             (), short="l", split=False, aliases=("mapping",),
             help="SOURCE:DESTINATION, repeatable; with nothing after the colon the label and its annotations are deleted",
@@ -159,7 +160,7 @@ class ProjectLabels(Relabelling):
     title = "make the labels those of a list, removing the annotations of others"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         label: tuple[str, ...] = option(
             short="l", split=False, aliases=("dst-labels",), help="a label, repeatable; new ones are added"
         )

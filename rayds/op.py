@@ -149,10 +149,11 @@ def transform_class(name: str) -> type[Op]:
     """The class of an operation by its name; raises UnknownNameError with the nearest names."""
     if name not in (known := names("ops")):
         raise UnknownNameError("transform", name, known)
-    found: type[Op] = load("ops", name)
+    found = load("ops", name)
     if not (isinstance(found, type) and issubclass(found, Op)):
         raise UsageError(f"{name!r} is no transform; it has a command of its own")
-    return found
+    made: type[Op] = found
+    return made
 
 
 def prepared(

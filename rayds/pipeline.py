@@ -138,7 +138,7 @@ def _part(name: str, value: Any) -> dict[str, Any]:
             if not isinstance(one, kind) or (kind is int and isinstance(one, bool)):
                 raise UsageError(f"{key}: {one!r} is not {_KINDS[kind]}")
             if key in CHOICES and one not in CHOICES[key]:
-                raise UnknownNameError(f"value of {key}", one, CHOICES[key])
+                raise UnknownNameError(f"value of {key}", str(one), CHOICES[key])
         if made.get("shards", 1) < 1:
             raise UsageError(f"shards: {made['shards']} is not at least 1")
         return made

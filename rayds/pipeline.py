@@ -1,27 +1,35 @@
-"""Job files: what is read, which operations follow one another, what is written, as YAML that is checked as a whole
-before anything runs. See docs/operations/pipeline.md."""
+"""Pipelines: a file that says what is read, what is done to it, and what is written; in one pass over the data.
+
+    input:  {path: coco, format: coco, options: {}}        or {project: PATH}
+    steps:                                                  in this order
+      - filter: '/item[annotation/label="cat"]'             or {expression | where, mode}
+      - remap_labels: {label: {cat: animal}}
+      - split: {task: detection, subset: {train: .8, val: .2}}
+    output: {path: out, format: voc, save_media: true, image_ext: .png, options: {}, overwrite: false, strict: false, resume: false}
+    run:    {engine: auto, address: null, on_error: raise, shards: null, shard_by: id}
+
+Paths are relative to the folder of the file. Everything is checked before anything is read.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from rayds.errors import OnError, UnknownNameError, UsageError
-from rayds.format import Format
+from rayds.dataset import Dataset
+from rayds.errors import FormatError, OnError, UnknownNameError, UsageError
 from rayds.op import Op, transform_class
 from rayds.registry import get_format
+from rayds.report import Report
 from rayds.storage import is_url, read_url
-
-if TYPE_CHECKING:
-    from rayds.dataset import Dataset
 
 # The keys of each part, with what their values are.
 PARTS: dict[str, dict[str, type]] = {
-    "input": {"path": str, "format": str, "options": dict},
+    "input": {"path": str, "format": str, "options": dict, "project": str},
     "output": {
         "path": str, "format": str, "options": dict, "save_media": bool, "image_ext": str, "overwrite": bool,
         "strict": bool, "resume": bool,
@@ -42,7 +50,7 @@ _KINDS = {str: "a text", bool: "true or false", int: "a whole number", dict: "a 
 
 @dataclass(frozen=True)
 class Step:
-    """An operation of a job. place: how messages call it; options: as written, paths of files made absolute."""
+    """An operation of a pipeline. place: how messages call it; options: as written, paths of files made absolute."""
 
     place: str
     op: Op
@@ -55,119 +63,176 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A checked job file. input, output, run: the values by the keys of PARTS; paths are absolute or URLs."""
+class Pipeline:
+    """A checked pipeline. `load` reads one from a file; `of` makes one of a mapping; `run` does it.
 
-    path: str
-    input: dict[str, Any] = field(default_factory=dict)
-    steps: tuple[Step, ...] = ()
-    output: dict[str, Any] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=dict)
+    input, output, settings: the values by the keys of PARTS (settings: of run); paths are absolute or URLs.
+    """
 
-    @classmethod
-    def load(cls, path: str) -> Job:
-        """The job in a file or at a URL; raises UsageError naming the file, the step and the key."""
-        with _naming(path):
-            return cls._of(path, _parsed(read_url(path)))
+    input: dict[str, Any]
+    steps: tuple[Step, ...]
+    output: dict[str, Any]
+    settings: dict[str, Any]
+    path: str = ""
 
     @classmethod
-    def _of(cls, path: str, value: Any) -> Job:
-        if not isinstance(value, dict):
-            raise UsageError("a job is a mapping with the keys input, steps, output and run")
-        _known("key", value, (*PARTS, "steps"))
+    def load(cls, path: str) -> Pipeline:
+        """The pipeline in a YAML file. Raises FormatError or UsageError that name the key, and the step by its number."""
+        told = _parsed(read_url(path), path)
         folder = path.rpartition("/")[0] if is_url(path) else os.path.dirname(os.path.abspath(path))
-        parts = {name: _part(name, value.get(name)) for name in PARTS}
-        for name in ("input", "output"):
-            if "path" in parts[name]:
-                parts[name]["path"] = beside(folder, parts[name]["path"])
-        with _naming("input.options"):
-            _format_options(parts["input"], "ReadOptions")
-        with _naming("output.options"):
-            made = _format_options(parts["output"], "WriteOptions")
-            if made is not None:
-                made[0].capabilities(made[1])  # ends it here when the format can't be written
-        steps = value.get("steps")
+        with _at(path):
+            return cls.of(told, folder, path)
+
+    @classmethod
+    def of(cls, told: Any, folder: str = ".", path: str = "") -> Pipeline:
+        """A pipeline of a mapping; folder: what its paths are relative to (default: the current one)."""
+        _mapping(told, "a pipeline", (*PARTS, "steps"))
+        parts = {name: _part(name, told.get(name)) for name in PARTS}
+        source, output = parts["input"], parts["output"]
+        if ("path" in source) == ("project" in source):
+            raise UsageError("input: give a path, or a project")
+        if "project" in source and set(source) - {"project"}:
+            raise UsageError("input: a project has no format and no options here")
+        for key in ("path", "format"):
+            if key not in output:
+                raise UsageError(f"output: {key} is missing")
+        for part in (source, output):
+            for key in ("path", "project"):
+                if key in part:
+                    part[key] = beside(folder, part[key])
+        steps = told.get("steps")
         if not isinstance(steps, list | None):
-            raise UsageError("steps: a list is needed, of one operation each")
-        found = tuple(_step(n, step, folder) for n, step in enumerate(steps or (), start=1))
-        return cls(path, parts["input"], found, parts["output"], parts["run"])
+            raise UsageError("steps: no list")
+        found = tuple(_step(n, step, folder) for n, step in enumerate(steps or (), 1))
+        made = cls(source, found, output, parts["run"], path)
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        """Raise what can be told of formats and options without the data."""
+        if "format" in self.input:
+            with _at("input.format"):
+                fmt = get_format(self.input["format"])
+            with _at("input.options"):
+                fmt.ReadOptions.make(self.input.get("options", {}))
+        with _at("output.format"):
+            fmt = get_format(self.output["format"])
+        with _at("output.options"):
+            options = fmt.WriteOptions.make(self._writer())
+        with _at("output.format"):
+            fmt.capabilities(options)  # ends it here when the format can't be written
+        if "shard_by" in self.settings and "shards" not in self.settings:
+            raise UsageError("run: shard_by says how shards divides the items; give shards, too")
+
+    def _writer(self) -> dict[str, Any]:
+        own = {k: self.output[k] for k in ("save_media", "image_ext") if k in self.output}
+        return {**self.output.get("options", {}), **own}
 
     def apply(self, dataset: Dataset) -> Dataset:
         """The dataset after all steps: one pass over the data, but for the operations that must look at it first."""
         for step in self.steps:
-            with _naming(self.path), _naming(step.place):
+            with _at(self.path), _at(step.place):
                 dataset = dataset.transform(step.op)
         return dataset
 
+    def dataset(self, engine: Any = None) -> Dataset:
+        """What is read, after all steps."""
+        run = self.settings
+        chosen = engine if engine is not None else run.get("engine")
+        if engine is None and "address" in run:
+            from rayds.engine import make_engine
+
+            chosen = make_engine("ray", address=run["address"])
+        on_error = run.get("on_error", "raise")
+        if "project" in self.input:
+            from rayds.project import Project
+
+            made = Project.load(self.input["project"]).dataset(engine=chosen, on_error=on_error)
+        else:
+            options = self.input.get("options", {})
+            path, format = self.input["path"], self.input.get("format")
+            made = Dataset.import_from(path, format, engine=chosen, on_error=on_error, **options)
+        made = self.apply(made)
+        return made.repartition(run["shards"], run.get("shard_by", "id")) if "shards" in run else made
+
+    def run(
+        self, engine: Any = None, progress: Callable[[int], None] | None = None, **changes: Any
+    ) -> Report:
+        """Do it. changes: overwrite, strict, resume instead of those of the file."""
+        out = {**self.output, **{k: v for k, v in changes.items() if v is not None}}
+        return self.dataset(engine).export(
+            out["path"],
+            out["format"],
+            overwrite=bool(out.get("overwrite")),
+            strict=bool(out.get("strict")),
+            resume=bool(out.get("resume")),
+            progress=progress,
+            **self._writer(),
+        )
+
 
 def beside(folder: str, path: str) -> str:
-    """A path of a job file: relative ones are relative to its folder."""
+    """A path of a pipeline: relative ones are relative to its folder."""
     outer, chain, inner = path.rpartition("::")  # zip://member::archive
-    if not is_url(inner) and not inner.startswith("~"):
-        inner = f"{folder}/{inner}" if is_url(folder) and not os.path.isabs(inner) else inner
-        inner = inner if is_url(inner) else os.path.normpath(os.path.join(folder, inner))
-    return f"{outer}{chain}{inner}"
+    if is_url(inner) or inner.startswith("~"):
+        return path
+    if is_url(folder):
+        return f"{outer}{chain}{inner if os.path.isabs(inner) else f'{folder}/{inner}'}"
+    return f"{outer}{chain}{os.path.normpath(os.path.join(os.path.abspath(folder), inner))}"
 
 
 @contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Errors of usage begin with a place."""
+def _at(place: str) -> Iterator[None]:
+    """Errors of usage and of formats begin with a place."""
+    before = f"{place}: " if place else ""
     try:
         yield
+    except FormatError as e:
+        raise FormatError(f"{before}{e}") from e
     except UsageError as e:
-        raise UsageError(f"{place}: {e}") from e
+        raise UsageError(f"{before}{e}") from e
 
 
-def _known(kind: str, names: Mapping[Any, Any], known: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in known:
-            raise UnknownNameError(kind, str(name), known)
+def _mapping(value: Any, name: str, known: tuple[str, ...]) -> None:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name}: no mapping of {', '.join(known)}")
+    for key in value:
+        if key not in known:
+            raise UnknownNameError(f"key of {name}", str(key), known)
 
 
 def _part(name: str, value: Any) -> dict[str, Any]:
     """One of the parts input, output and run, checked."""
-    if value is None:
+    if value is None and name == "run":
         return {}
-    with _naming(name):
-        if not isinstance(value, dict):
-            raise UsageError("a mapping is needed")
-        _known("key", value, tuple(PARTS[name]))
-        made = {k: v for k, v in value.items() if v is not None}
-        for key, one in made.items():
-            kind = PARTS[name][key]
-            if not isinstance(one, kind) or (kind is int and isinstance(one, bool)):
-                raise UsageError(f"{key}: {one!r} is not {_KINDS[kind]}")
-            if key in CHOICES and one not in CHOICES[key]:
-                raise UnknownNameError(f"value of {key}", str(one), CHOICES[key])
-        if made.get("shards", 1) < 1:
-            raise UsageError(f"shards: {made['shards']} is not at least 1")
-        return made
-
-
-def _format_options(part: Mapping[str, Any], which: str) -> tuple[Format, Any] | None:
-    """The format that a part names, with its options checked; without a format they wait until it is known."""
-    if "format" not in part:
-        return None
-    fmt = get_format(part["format"])
-    return fmt, getattr(fmt, which).make(part.get("options", {}))
+    _mapping(value, name, tuple(PARTS[name]))
+    made = {k: v for k, v in value.items() if v is not None}
+    for key, one in made.items():
+        kind = PARTS[name][key]
+        if not isinstance(one, kind) or (kind is int and isinstance(one, bool)):
+            raise UsageError(f"{name}.{key}: {one!r} is not {_KINDS[kind]}")
+        if key in CHOICES and one not in CHOICES[key]:
+            with _at(f"{name}.{key}"):
+                raise UnknownNameError("value", str(one), CHOICES[key])
+    if made.get("shards", 1) < 1:
+        raise UsageError(f"{name}.shards: {made['shards']} is not at least 1")
+    return made
 
 
 def _step(n: int, value: Any, folder: str) -> Step:
     """A step: `name`, or `name: options`, or for those of STEPS `name: text`."""
-    place = f"steps[{n}]"
-    with _naming(place):
-        if isinstance(value, str):
-            value = {value: {}}
-        if not isinstance(value, dict) or len(value) != 1:
-            raise UsageError("a step is the name of an operation, or one `name: options`")
-        name, options = next(iter(value.items()))
-    place = f"steps[{n}] ({name})"
-    with _naming(place):
+    if isinstance(value, str):
+        value = {value: None}
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise UsageError(f"steps, {n}.: a step is one name with its options")
+    ((name, options),) = value.items()
+    place = f"steps, {n}. {name}"
+    with _at(place):
         op, text = STEPS.get(name, (str(name), ""))
         if text and isinstance(options, str):
             options = {text: options}
-        if not isinstance(options, dict | None):
-            raise UsageError(f"{options!r}: options are a mapping")
+        if not isinstance(options, Mapping | None):
+            raise UsageError("the options are no mapping of names to values")
         found = transform_class(op)
         files = found.Options.file_names()
         options = {
@@ -181,7 +246,7 @@ def _step(n: int, value: Any, folder: str) -> Step:
     return Step(place, made, options)
 
 
-def _parsed(data: bytes) -> Any:
+def _parsed(data: bytes, path: str) -> Any:
     """What a YAML text says. Only true and false are booleans (no, on and the like are texts), numbers are decimal,
     a key that stands twice is an error."""
     import yaml
@@ -196,7 +261,7 @@ def _parsed(data: bytes) -> Any:
             keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             for (key, _), name in zip(node.value, keys, strict=False):
                 if isinstance(name, str) and keys.count(name) > 1:
-                    raise UsageError(f"line {key.start_mark.line + 1}: the key {name!r} stands twice")
+                    raise UsageError(f"{path}, line {key.start_mark.line + 1}: the key {name!r} stands twice")
             made: dict[Any, Any] = super().construct_mapping(node, deep)
             return made
 
@@ -209,6 +274,8 @@ def _parsed(data: bytes) -> Any:
     try:
         return yaml.load(data, Loader)
     except yaml.YAMLError as e:
-        raise UsageError(f"no YAML: {e}") from e
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise FormatError(f"{path}{line}: no YAML: {getattr(e, 'problem', None) or e}") from e
     except RecursionError as e:
-        raise UsageError("nested too deeply") from e
+        raise FormatError(f"{path}: no YAML: nested too deeply") from e

@@ -12,37 +12,30 @@ from rayds.cli._common import (
     Command,
     check_input,
     in_shards,
+    input_options,
+    note,
     open_dataset,
     opt,
     print_options,
     run_options,
-    stacked,
 )
 from rayds.cli._output import check_output, output_options, write_dataset
 from rayds.errors import UsageError
 from rayds.storage import is_url
 
 if TYPE_CHECKING:
-    from rayds.pipeline import Job
+    from rayds.pipeline import Pipeline
 
 EXAMPLES = """
     rayds pipeline job.yaml
-    rayds pipeline job.yaml --dry-run               check it, tell what it does
+    rayds pipeline job.yaml --check            tell what it does
     rayds pipeline job.yaml -o s3://bucket/out --engine ray
     rayds submit -- pipeline job.yaml
 """
 
-# Not the usual ones: there the path has a default, here it has the one of the file.
-input_options = stacked(
-    opt("-i", "--input-path", metavar="PATH", section="Input", help="Folder, file or URL of the dataset."),
-    opt("-if", "--input-format", metavar="FORMAT", section="Input", help="Its format; detected when left out."),
-    opt("--read", multiple=True, metavar="NAME[=VALUE]", section="Input",
-        help="An option of the input format; repeatable. See 'rayds formats FORMAT'."),
-)  # fmt: skip
-
 # keys of the file by the command's parameters
 FROM_FILE = {
-    "input": {"path": "input_path", "format": "input_format"},
+    "input": {"path": "input_path", "project": "project", "format": "input_format"},
     "output": {
         "path": "output_dir", "format": "output_format", "save_media": "save_media", "image_ext": "image_ext",
         "overwrite": "overwrite", "strict": "strict", "resume": "resume",
@@ -67,8 +60,15 @@ def check(ctx: click.Context) -> None:
 
 
 @click.command(cls=Command, check=check, examples=EXAMPLES)
-@click.argument("job", metavar="JOB.YAML")
-@opt("--dry-run", is_flag=True, section="Run", help="Check the job, tell what it does, and leave.")
+@click.argument("file", metavar="FILE")
+@opt(
+    "--check",
+    "--dry-run",
+    "only_check",
+    is_flag=True,
+    section="Pipeline",
+    help="Check the file, tell what it does, and leave.",
+)
 @input_options
 @output_options("pipeline")
 @print_options
@@ -85,13 +85,16 @@ def pipeline(ctx: click.Context, /, **given: Any) -> None:
     ctx.params.update(given)
     check_input(ctx)
     check_output(ctx, own_words=True)
-    if given["dry_run"]:
+    if given["only_check"]:
         click.echo("\n".join(told(job, given)))
+        note(f"{job.path}: {len(job.steps)} steps, no mistake", given["quiet"])
         return
     start = time.monotonic()
-    dataset = job.apply(open_dataset({**given, "shards": None, "shard_by": None}))
+    shards, by = given["shards"], given["shard_by"]
+    given.update(shards=None, shard_by=None)
+    dataset = job.apply(open_dataset(given))  # sharded as what the steps make of it
     write_dataset(
-        in_shards(dataset, given["shards"], given["shard_by"]),
+        in_shards(dataset, shards, by),
         given,
         verb="running the pipeline",
         name="pipeline",
@@ -100,22 +103,24 @@ def pipeline(ctx: click.Context, /, **given: Any) -> None:
     )
 
 
-def loaded(ctx: click.Context) -> Job:
+def loaded(ctx: click.Context) -> Pipeline:
     """The job of the file that a command names."""
-    from rayds.pipeline import Job
+    from rayds.pipeline import Pipeline
 
-    return Job.load(ctx.params["job"])
+    return Pipeline.load(ctx.params["file"])
 
 
-def merged(ctx: click.Context, job: Job) -> dict[str, Any]:
+def merged(ctx: click.Context, job: Pipeline) -> dict[str, Any]:
     """The command's parameters: those given on the command line, else those of the file, else the defaults."""
     given = dict(ctx.params)
     typed = {
         name for name in given if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
     for part, names in FROM_FILE.items():
-        said: Mapping[str, Any] = getattr(job, part)
+        said: Mapping[str, Any] = job.settings if part == "run" else getattr(job, part)
         for key, name in names.items():
+            if name in ("input_path", "project") and typed & {"input_path", "project"}:
+                continue
             if key in said and name not in typed:
                 given[name] = said[key]
     if "address" in typed and "engine" not in typed and given["engine"] == "local":
@@ -126,8 +131,6 @@ def merged(ctx: click.Context, job: Job) -> dict[str, Any]:
         said = getattr(job, part)
         if chosen not in typed or given[chosen] == said.get("format"):  # options are those of one format
             given[name] = (*option_words(said.get("options", {}), part), *(given[name] or ()))
-    if not given["input_path"]:
-        raise UsageError(f"{job.path}: input.path: say what to read, there or with -i")
     return given
 
 
@@ -143,10 +146,9 @@ def option_words(options: Mapping[str, Any], part: str) -> list[str]:
     return words
 
 
-def told(job: Job, given: Mapping[str, Any]) -> list[str]:
+def told(job: Pipeline, given: Mapping[str, Any]) -> list[str]:
     """What a job does, in lines."""
     form = f" ({given['input_format']})" if given["input_format"] else ""
-    lines = [f"read   {given['input_path']}{form}"]
+    lines = [f"read   {given['input_path'] or given['project']}{form}"]
     lines += [f"{n:<6} {step.op!r}" for n, step in enumerate(job.steps, start=1)]
-    out = given["output_dir"] or "a folder beside the input"
-    return [*lines, f"write  {out} ({given['output_format'] or 'the format of the input'})"]
+    return [*lines, f"write  {given['output_dir']} ({given['output_format']})"]

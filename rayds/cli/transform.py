@@ -77,9 +77,11 @@ def transform(ctx: click.Context, /, **given: Any) -> None:
         return
     op = made_op(given["transform"], words)
     start = time.monotonic()
-    dataset = open_dataset({**given, "shards": None, "shard_by": None}).transform(op)
+    shards, by = given["shards"], given["shard_by"]
+    given.update(shards=None, shard_by=None)
+    dataset = open_dataset(given).transform(op)  # sharded by the ids and subsets that it gives
     write_dataset(
-        in_shards(dataset, given["shards"], given["shard_by"]),
+        in_shards(dataset, shards, by),
         given,
         verb=f"transforming ({op.name})",
         name=op.name,

@@ -13,7 +13,7 @@ import rayds as dm
 from rayds.cli._remote import check_command
 from rayds.cli.main import cli
 from rayds.errors import UsageError
-from rayds.pipeline import Job
+from rayds.pipeline import Pipeline
 
 JOB = """
 input: {path: pets, format: tiny}
@@ -54,8 +54,8 @@ def test_the_command_line_goes_before_the_file(rayds, job, tmp_path):
     assert (job.parent / "out/annotations").is_dir()
 
 
-def test_a_dry_run_checks_and_tells(rayds, job):
-    result = rayds("pipeline", job, "--dry-run")
+def test_a_check_and_tells(rayds, job):
+    result = rayds("pipeline", job, "--check")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0] == f"read   {job.parent / 'pets'} (tiny)"
@@ -64,42 +64,24 @@ def test_a_dry_run_checks_and_tells(rayds, job):
     assert not (job.parent / "out").exists()
 
 
+OUT = "output: {path: o, format: tiny}"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[1]", "a job is a mapping"),
-        ("{", "no YAML"),
-        ("inputs: {}", "unknown key 'inputs'. Did you mean 'input'"),
-        ("input: {pth: x}", "input: unknown key 'pth'. Did you mean 'path'"),
-        ("input: {path: 5}", "input: path: 5 is not a text"),
-        ("input: {path: x, format: coc}", "unknown format 'coc'. Did you mean 'coco'"),
-        ("input: {path: x, format: tiny, options: {onli: b}}", "input.options: unknown option 'onli'"),
-        ("input: {path: x}\noutput: {strict: 1}", "output: strict: 1 is not true or false"),
-        (
-            "input: {path: x}\noutput: {format: tiny, options: {upper: maybe}}",
-            "output.options: --upper: 'maybe' is neither",
-        ),
-        ("input: {path: x}\nrun: {shards: 0}", "run: shards: 0 is not at least 1"),
-        ("input: {path: x}\nrun: {engine: rai}", "unknown value of engine 'rai'. Did you mean 'ray'"),
-        ("input: {path: x}\nsteps: reindex", "steps: a list is needed"),
-        ("input: {path: x}\nsteps: [reindx]", "steps[1]"),
-        (
-            "input: {path: x}\nsteps: [sort, {reindex: {strt: 5}}]",
-            "steps[2] (reindex): unknown option 'strt'",
-        ),
-        (
-            "input: {path: x}\nsteps: [{reindex: {start: a}}]",
-            "steps[1] (reindex): --start: 'a' is not an int",
-        ),
-        ("input: {path: x}\nsteps: [{reindex: {}, sort: {}}]", "steps[1]: a step is the name"),
-        (
-            "input: {path: x}\nsteps: [{reindex: {start: 1, start: 2}}]",
-            "line 2: the key 'start' stands twice",
-        ),
-        ("steps: [reindex]", "input.path: say what to read"),
-        ("input: {path: x}\nrun: {shard_by: id}", "--shard-by"),
+        ("input: {path: 5}\n" + OUT, "input.path: 5 is not a text"),
+        ("input: {path: x, format: coc}\n" + OUT, "input.format: unknown format 'coc'. Did you mean 'coco'"),
+        ("input: {path: x, format: tiny, options: {onli: b}}\n" + OUT, "input.options: unknown option 'onli'"),
+        ("input: {path: x}\noutput: {path: o, format: tiny, strict: 1}", "output.strict: 1 is not true or false"),
+        ("input: {path: x}\noutput: {path: o, format: tiny, options: {upper: maybe}}", "--upper: 'maybe' is neither"),
+        (f"input: {{path: x}}\n{OUT}\nrun: {{shards: 0}}", "run.shards: 0 is not at least 1"),
+        (f"input: {{path: x}}\n{OUT}\nrun: {{engine: rai}}", "run.engine: unknown value 'rai'. Did you mean 'ray'"),
+        (f"input: {{path: x}}\n{OUT}\nsteps: [sort, {{reindex: {{strt: 5}}}}]", "steps, 2. reindex: unknown option"),
+        (f"input: {{path: x}}\n{OUT}\nsteps: [{{reindex: {{start: a}}}}]", "steps, 1. reindex: --start: 'a' is not"),
+        ("steps: [{reindex: {start: 1, start: 2}}]", "line 1: the key 'start' stands twice"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_told_before_anything_runs(rayds, tmp_path, text, told):
     (tmp_path / "job.yaml").write_text(text)
     result = rayds("pipeline", tmp_path / "job.yaml")
@@ -111,21 +93,21 @@ def test_mistakes_are_told_before_anything_runs(rayds, tmp_path, text, told):
 def test_labels_that_are_not_there_name_the_step(rayds, data):
     path = data.parent / "job.yaml"
     path.write_text(
-        "input: {path: pets}\nsteps: [sort, {project_labels: {label: []}}]\noutput: {path: out}\n"
+        "input: {path: pets}\nsteps: [sort, {project_labels: {label: []}}]\noutput: {path: out, format: tiny}\n"
     )
     result = rayds("pipeline", path)
     assert result.exit_code == 2
-    assert "steps[2] (project_labels): project_labels: give the labels" in result.stderr
+    assert "steps, 2. project_labels: project_labels: give the labels" in result.stderr
     assert rayds("pipeline", data.parent / "none.yaml").exit_code == 1
 
 
 def test_texts_of_yaml_are_taken_as_they_stand(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(
-        "steps:\n- remap_labels: {label: {no: yes, off: , 1:30: 010}}\n- map_subsets: {subset: [a:b, 2001-01-01:c]}\n"
+        "input: {path: x}\noutput: {path: o, format: coco}\nsteps:\n- remap_labels: {label: {no: yes, off: , 1:30: 010}}\n- map_subsets: {subset: [a:b, 2001-01-01:c]}\n"
         "- project_infos: {infos: {url: 'http://x'}}\n- random_split: {subset: {train: .5, val: 0.5}}\n"
     )
-    options = [step.op.options for step in Job.load(str(path)).steps]
+    options = [step.op.options for step in Pipeline.load(str(path)).steps]
     assert options[0].label == ("no:yes", "off:", "1\\:30:010")
     assert options[1].subset == ("a:b", "2001-01-01:c")
     assert options[2].infos == ("url:http://x",)
@@ -138,10 +120,12 @@ def test_files_of_steps_are_beside_the_job(rayds, data):
     ]}  # fmt: skip
     (data.parent / "report.json").write_text(json.dumps(report))
     path = data.parent / "job.yaml"
-    path.write_text("input: {path: pets}\nsteps: [{correct: {report: report.json}}]\noutput: {path: out}\n")
+    path.write_text(
+        "input: {path: pets}\nsteps: [{correct: {report: report.json}}]\noutput: {path: out, format: tiny}\n"
+    )
     assert rayds("pipeline", path, "--json").exit_code == 0
     assert (data.parent / "out/tiny.txt").read_text().count("\n") == 2
-    with pytest.raises(UsageError, match=r"steps\[1\] \(correct\).*report.json is a local file"):
+    with pytest.raises(UsageError, match=r"steps, 1\. correct.*report.json is a local file"):
         check_command(["pipeline", str(path)], cli)
 
 
@@ -170,9 +154,10 @@ def test_one_pass_over_the_data(tmp_path: Path, engine: Any) -> None:
     items = [dm.DatasetItem(f"{i}", [dm.Bbox(0, 0, 5, 5, label=i % 2)]) for i in range(20)]
     dataset = dm.Dataset.from_iterable(items, ["cat", "dog"], engine=engine)
     (tmp_path / "job.yaml").write_text(
+        "input: {path: x}\noutput: {path: o, format: coco}\n"
         "steps: [{remap_labels: {label: {cat: pet}}}, {filter: {where: label = 'pet', mode: i+a}}, shapes_to_boxes, anns_to_labels]\n"
     )
-    made = Job.load(str(tmp_path / "job.yaml")).apply(
+    made = Pipeline.load(str(tmp_path / "job.yaml")).apply(
         dataset.map_batches(read) if engine.name == "local" else dataset
     )
     assert [len(i.annotations) for i in made] == [1] * 10

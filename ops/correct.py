@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -71,19 +72,19 @@ class Findings:
 
     @classmethod
     def read(cls, data: bytes, path: str) -> Findings:
-        """The findings in a report; raises DataError that names the entry."""
+        """The findings in a report; raises UsageError that names the entry."""
         try:
             report = json.loads(data)
             entries = report["validation_reports"]
         except (ValueError, KeyError, TypeError) as e:
-            raise DataError(f"no validation report: {e}", file=path, remedy=_REMEDY) from e
+            raise UsageError(f"--reports: {path}: no validation report: {e!r}. {_REMEDY}") from e
         made = cls()
         for n, entry in enumerate(entries if isinstance(entries, list) else [entries]):
             try:
                 made._add(entry)
             except (KeyError, TypeError, ValueError, AttributeError) as e:
-                place = f"validation_reports[{n}]"
-                raise DataError(f"not understood: {e!r}", file=path, place=place, remedy=_REMEDY) from e
+                place = f"{path}, validation_reports[{n}]"
+                raise UsageError(f"--reports: {place}: not understood: {e!r}. {_REMEDY}") from e
         return made
 
     def _add(self, entry: Mapping[str, Any]) -> None:
@@ -110,7 +111,15 @@ class Findings:
 
 
 def _key(entry: Mapping[str, Any]) -> Key:
-    return str(entry["item_id"]), str(entry.get("subset") or DEFAULT_SUBSET)
+    id = str(entry["item_id"])
+    if id.startswith("('") and id.endswith(")"):  # (id, subset) as text, as some tools write it
+        try:
+            pair = ast.literal_eval(id)
+        except (ValueError, SyntaxError):
+            pair = None
+        if isinstance(pair, tuple) and len(pair) == 2:
+            return str(pair[0]), str(pair[1])
+    return id, str(entry.get("subset") or DEFAULT_SUBSET)
 
 
 def _matched(pattern: re.Pattern[str], entry: Mapping[str, Any]) -> re.Match[str]:
@@ -135,22 +144,25 @@ class Correct(Surveying):
 
     @dataclass(frozen=True)
     class Options(Base):
-        report: str = option(
+        reports: str = option(
             "validation_report.json",
             short="r",
-            aliases=("reports",),
+            aliases=("report",),
             file=True,
             help="the JSON file that a validation has written",
         )
 
     def __repr__(self) -> str:
         digest = getattr(self, "digest", "")
-        return f"{type(self).__name__}(report={self.options.report!r}{f', md5={digest}' if digest else ''})"
+        return f"{type(self).__name__}(reports={self.options.reports!r}{f', md5={digest}' if digest else ''})"
 
     def prepare(self, categories: Categories) -> Categories:
-        data = read_url(self.options.report)
+        try:
+            data = read_url(self.options.reports)
+        except OSError as e:
+            raise UsageError(f"--reports: {self.options.reports}: {e.strerror or e}") from e
         self.digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        self.found = Findings.read(data, self.options.report)
+        self.found = Findings.read(data, self.options.reports)
         if self.found.others:
             told = ", ".join(f"{n} {kind}" for kind, n in sorted(self.found.others.items()))
             warnings.warn(f"correct: nothing can be done about {told}", stacklevel=2)
@@ -175,7 +187,7 @@ class Correct(Surveying):
         if total and len(found) == total:
             raise DataError(
                 "none of its items is in the dataset",
-                file=self.options.report,
+                file=self.options.reports,
                 item=min(found)[0],
                 remedy="Validate this dataset, with the ids that it has now",
             )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import rayds as dm
-from rayds.errors import DataError
+from rayds.errors import DataError, UsageError
 
 BOX, SHAPE = "bounding box width", "mask or polygon area"
 
@@ -62,7 +62,7 @@ def test_bad_items_and_annotations_go(dataset: dm.Dataset, tmp_path: Path) -> No
             "object",
         ),
     )
-    made = dataset.transform("correct", report=report)
+    made = dataset.transform("correct", reports=report)
     left = [(i.id, i.subset, [a.id for a in i.annotations]) for i in made]
     assert left[:3] == [("a", "train", [2]), ("a", "val", [1]), ("object", "train", [8])]
     assert [i for i, *_ in left[3:]] == ["none", "new"]
@@ -78,7 +78,7 @@ def test_undefined_labels_and_attributes_are_added_and_missing_ones_filled(
               "Item has the attribute 'y' for the label 'cat' which is not defined in metadata.", "new"),
         entry("MissingAttribute", "Item needs the attribute 'x' for the label 'cat'.", "new"),
     )  # fmt: skip
-    made = dataset.transform("correct", report=report)
+    made = dataset.transform("correct", reports=report)
     labels = made.categories().labels
     assert labels.names() == ["cat", "dog", "2", "3"]
     assert labels[0].attributes == {"y"}
@@ -92,15 +92,15 @@ def test_undefined_labels_and_attributes_are_added_and_missing_ones_filled(
 def test_an_id_of_several_objects_removes_none_by_guess(dataset: dm.Dataset, tmp_path: Path) -> None:
     report = written(tmp_path, entry("NegativeLength", negative(0), "none"))
     with pytest.raises(DataError, match=r"'none'.*2 objects.*reindex_annotations"):
-        list(dataset.transform("correct", report=report))
+        list(dataset.transform("correct", reports=report))
     lenient = dataset._derive(dataset._build, "lenient", on_error="skip")
-    assert "none" not in [i.id for i in lenient.transform("correct", report=report)]
+    assert "none" not in [i.id for i in lenient.transform("correct", reports=report)]
 
 
 def test_what_can_not_be_put_right_is_told(dataset: dm.Dataset, tmp_path: Path) -> None:
     report = written(tmp_path, entry("ImbalancedLabels", "There is an imbalance in the label distribution."))
     with pytest.warns(UserWarning, match="nothing can be done about 1 ImbalancedLabels"):
-        assert len(dataset.transform("correct", report=report)) == 6
+        assert len(dataset.transform("correct", reports=report)) == 6
 
 
 def test_items_that_are_not_there_are_told(dataset: dm.Dataset, tmp_path: Path) -> None:
@@ -109,7 +109,50 @@ def test_items_that_are_not_there_are_told(dataset: dm.Dataset, tmp_path: Path) 
         list(dataset.transform("correct", report=written(tmp_path, gone)))
     report = written(tmp_path, gone, entry("NegativeLength", negative(1), "a"))
     with pytest.warns(UserWarning, match="1 of 2 items of the report are not in the dataset, e.g. 'gone'"):
-        assert len(list(dataset.transform("correct", report=report))) == 6
+        assert len(list(dataset.transform("correct", reports=report))) == 6
+
+
+REPORTS = [
+    ("MissingAnnotation", "a", "Item needs 'bbox' annotation(s), but not found."),
+    ("MultiLabelAnnotations", "b", "Item needs a single label but multiple labels are found."),
+    (
+        "NegativeLength",
+        "c",
+        "Annotation '7' in the item should have a positive value of 'width' but got '0'.",
+    ),
+    ("FarFromLabelMean", "('d', 's')", "Annotation '8' in the item has a value of 'area' that is too far."),
+    ("UndefinedLabel", "c", "Item has the label 'cow' which is not defined in metadata."),
+    (
+        "UndefinedAttribute",
+        "c",
+        "Item has the attribute 'size' for the label 'cat' which is not defined in metadata.",
+    ),
+    ("MissingAttribute", "d", "Item needs the attribute 'fur' for the label 'cat'."),
+    ("ImbalancedLabels", None, "There is an imbalance in the label distribution."),
+]
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> str:
+    told = [
+        {"anomaly_type": kind, "item_id": item, "subset": "s", "description": text}
+        for kind, item, text in REPORTS
+    ]
+    (tmp_path / "r.json").write_text(json.dumps({"validation_reports": told}))
+    return str(tmp_path / "r.json")
+
+
+@pytest.mark.filterwarnings("ignore:correct")
+def test_what_is_reported_is_repaired(engine: Any, report: str) -> None:
+    boxes = [dm.Bbox(0, 0, 1, 1, id=7, label=0), dm.Bbox(0, 0, 2, 2, id=8, label=0, attributes={"a": 1})]
+    items = [dm.DatasetItem(i, boxes, subset=s) for s in "st" for i in "abcd"]
+    made = dm.Dataset.from_iterable(items, ["cat"], engine=engine).transform("correct", reports=report)
+    assert [(c.name, c.attributes) for c in made.categories().labels] == [("cat", {"size"}), ("cow", set())]
+    found = {(i.id, i.subset): i.annotations for i in made}
+    assert set(found) == {("c", "s"), ("d", "s"), *((i, "t") for i in "abcd")}
+    assert found["c", "s"] == [boxes[1]]
+    assert found["d", "s"] == [boxes[0].wrap(attributes={"fur": ""})]
+    assert all(found[i, "t"] == boxes for i in "abcd")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +166,7 @@ def test_items_that_are_not_there_are_told(dataset: dm.Dataset, tmp_path: Path) 
 )  # fmt: skip
 def test_bad_reports(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(UsageError, match=f"--reports: .*{told}"):
         dm.Dataset.from_iterable([]).transform("correct", report=str(tmp_path / "r.json"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UsageError, match="--reports: .*No such file"):
         dm.Dataset.from_iterable([]).transform("correct", report=str(tmp_path / "none.json"))

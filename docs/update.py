@@ -3,7 +3,7 @@
 usage: python docs/update.py [--check]
 
 A generated part stands between `<!-- generated: KIND [NAME] -->` and `<!-- end -->`. KIND: `table` (of all formats),
-`format NAME` (options and what it can hold), `transform NAME` (options), `help COMMAND` (help page). --check writes nothing and fails where one
+`format NAME` (options and what it can hold), `transforms` (all, with their options), `transform NAME` (options), `help COMMAND` (help page). --check writes nothing and fails where one
 is out of step; tests/docs/test_docs.py does the same.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from rayds.cli._tables import markdown
 from rayds.cli.formats import formats, held, holds_rows
 from rayds.cli.main import cli
+from rayds.cli.transform import transforms
 from rayds.op import transform_class
 from rayds.registry import get_format, names
 
@@ -49,6 +50,8 @@ def generated(kind: str, name: str | None) -> str:
         return table_of_formats()
     if kind == "format":
         return format_options(name or "")
+    if kind == "transforms":
+        return table_of_transforms()
     if kind == "transform":
         return options_table(transform_class(name or "").Options.describe())
     if kind == "help":
@@ -61,6 +64,17 @@ def table_of_formats() -> str:
     from click.testing import CliRunner
 
     return CliRunner().invoke(formats, ["--markdown"]).stdout.strip()
+
+
+def table_of_transforms() -> str:
+    """All transforms that are built in, with their options."""
+    rows = []
+    for name, found in transforms().items():
+        if not found.__module__.startswith("rayds.ops."):
+            continue
+        options = ", ".join(f"`{flag.partition(' [')[0]}`" for flag, _, _ in found.Options.describe())
+        rows.append((f"`{name}`", found.title, options or "-"))
+    return markdown(("transform", "what it does", "options"), rows)
 
 
 def format_options(name: str) -> str:

@@ -19,7 +19,8 @@ from rayds.errors import UsageError
 from rayds.losses import instance_keys
 from rayds.numbering import with_starts
 from rayds.op import Op
-from rayds.options import Options, option
+from rayds.options import Options as Base
+from rayds.options import option
 from rayds.schema import Flat, flat, single_chunk, with_annotations, with_fields
 
 
@@ -30,7 +31,7 @@ class ReindexAnnotations(Op):
     title = "number the annotations"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         start: int = option(1, short="s", help="the first number")
         reindex_each_item: bool = option(False, short="r", help="begin with START in every item")
 
@@ -85,7 +86,7 @@ class RemoveAnnotations(Op):
     title = "remove annotations of all or some items"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         id: tuple[str, ...] = option(
             (), split=False, aliases=("ids",), help="ID:SUBSET or ID:SUBSET:ANNOTATION, repeatable; none: all annotations"
         )  # fmt: skip
@@ -129,7 +130,7 @@ class RemoveAttributes(Op):
     title = "remove attributes of annotations"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         id: tuple[str, ...] = option(
             (), split=False, aliases=("ids",), help="ID:SUBSET, repeatable; none: in all items"
         )

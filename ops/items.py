@@ -15,22 +15,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.categories import Categories
-from rayds.engine.base import Block, Blocks, Engine
+from rayds.engine.base import Block, Blocks, Engine, Stage
 from rayds.errors import UnknownNameError, UsageError
 from rayds.numbering import check_unique, ordered, with_starts
-from rayds.op import Op
+from rayds.op import Op, Surveying
 from rayds.ops._pairs import parse_pairs
-from rayds.options import Options, option
+from rayds.options import Options as Base
+from rayds.options import option
 from rayds.schema import DEFAULT_SUBSET, flat, media_field, single_chunk, with_column
 from rayds.sharding import hashed
 
 
-class Renaming(Op):
+class Renaming(Surveying):
     """An operation that gives items other ids or subsets; two items must not get the same."""
 
-    def run(self, engine: Engine, blocks: Blocks) -> Blocks:
+    columns = frozenset({"id", "subset", "media", "attributes"})
+
+    def look(self, engine: Engine, blocks: Blocks) -> None:
         check_unique(engine, blocks, self.apply, self.name)
-        return engine.map(blocks, self._checked)
+
+    def use(self, found: None) -> Stage:
+        return self._checked
 
 
 class MapSubsets(Renaming):
@@ -40,7 +45,7 @@ class MapSubsets(Renaming):
     title = "rename or join subsets"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         subset: tuple[str, ...] = option(
             short="s", split=False, aliases=("mapping",),
             help=f"SOURCE:DESTINATION, repeatable; with nothing after the colon it becomes {DEFAULT_SUBSET!r}",
@@ -73,7 +78,7 @@ class Rename(Renaming):
     title = "rename items by a regular expression"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         regex: str = option(
             short="e",
             help="|PATTERN|REPLACEMENT|, where | may be any character; \\1 is the first group, {item.id}, {item.subset}, "
@@ -134,7 +139,7 @@ class Reindex(Op):
     title = "number the items"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         start: int = option(1, short="s", help="the first number")
 
     def run(self, engine: Engine, blocks: Blocks) -> Blocks:
@@ -156,7 +161,7 @@ class IdFromImageName(Renaming):
     title = "make the names of the images the ids"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         ensure_unique: bool = option(
             False, short="u", help="append `__` and a suffix that follows from the item's key"
         )
@@ -197,7 +202,7 @@ class RemoveItems(Op):
     keeps_items = False
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         id: tuple[str, ...] = option(
             split=False, aliases=("ids",), help="ID:SUBSET, or ID for all subsets, repeatable"
         )
@@ -225,7 +230,7 @@ class Sort(Op):
     title = "order the items by id, subset, size, number of annotations or an attribute"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         key: str = option("id", short="k", help=f"what to order by: {', '.join(SORT_KEYS)}")
         descending: bool = option(False, help="the largest first")
 
@@ -277,7 +282,7 @@ class ProjectInfos(Op):
     title = "set facts about the whole dataset"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         infos: tuple[str, ...] = option(
             short="i", split=False, aliases=("dst-infos",), help="NAME:VALUE, repeatable"
         )

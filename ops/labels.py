@@ -20,11 +20,13 @@ from rayds.categories import (
     PointsCategories,
 )
 from rayds.engine.base import Block
-from rayds.errors import UsageError
+from rayds.errors import DataError, UsageError
+from rayds.format import with_errors
 from rayds.op import Op
 from rayds.ops._pairs import parse_pairs
-from rayds.options import Options, option
-from rayds.schema import AnnotationType, annotation_rows, flat, with_annotations, with_fields
+from rayds.options import Options as Base
+from rayds.options import option
+from rayds.schema import AnnotationType, annotation_rows, flat, single_chunk, with_annotations, with_fields
 
 
 def relabelled(block: Block, index: npt.NDArray[np.int64], unlabelled: bool = True) -> Block:
@@ -65,14 +67,43 @@ def reordered(old: Categories, labels: LabelCategories, index: Sequence[int]) ->
     return Categories(made)
 
 
-class RemapLabels(Op):
+class Relabelling(Op):
+    """An operation that gives annotations other labels: `index` has the new one of each, or -1."""
+
+    index: npt.NDArray[np.int64]
+
+    def apply(self, block: Block) -> Block:
+        good, errors = self.good_rows(block, undefined_labels(block, len(self.index)))
+        return with_errors(relabelled(good, self.index, self._keeps_unlabelled()), errors)
+
+    def _keeps_unlabelled(self) -> bool:
+        return True
+
+
+def undefined_labels(block: Block, n: int) -> dict[int, DataError]:
+    """The items, by row, with an annotation whose label is none of the n labels."""
+    view = flat(block)
+    labels = view.numpy("label", -1)
+    rows, first = np.unique(view.item[labels >= n], return_index=True)
+    ids, bad = single_chunk(block, "id"), labels[labels >= n]
+    return {
+        int(row): DataError(
+            f"an annotation has the label {bad[at]}, but there are {n} labels, from 0 on",
+            item=ids[int(row)].as_py(),
+            remedy="Add labels to the categories first, or leave the item out with --on-error skip",
+        )
+        for row, at in zip(rows, first, strict=True)
+    }
+
+
+class RemapLabels(Relabelling):
     """Renames labels, merges several into one, deletes them with their annotations."""
 
     name = "remap_labels"
     title = "rename, merge or delete labels"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         label: tuple[str, ...] = option(
             (), short="l", split=False, aliases=("mapping",),
             help="SOURCE:DESTINATION, repeatable; with nothing after the colon the label and its annotations are deleted",
@@ -114,22 +145,22 @@ class RemapLabels(Op):
         self.index = np.array(index, np.int64)
         return reordered(categories, labels, index)
 
-    def apply(self, block: Block) -> Block:
-        return relabelled(block, self.index, unlabelled=self.options.default == "keep")
+    def _keeps_unlabelled(self) -> bool:
+        return bool(self.options.default == "keep")
 
 
 def _escaped(name: str) -> str:
     return name.replace(":", "\\:")
 
 
-class ProjectLabels(Op):
+class ProjectLabels(Relabelling):
     """Makes the labels exactly those of a list, in its order; annotations of others go."""
 
     name = "project_labels"
     title = "make the labels those of a list, removing the annotations of others"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(Base):
         label: tuple[str, ...] = option(
             short="l", split=False, aliases=("dst-labels",), help="a label, repeatable; new ones are added"
         )
@@ -148,9 +179,6 @@ class ProjectLabels(Op):
         index = [places.get(name, -1) for name in old.names()]
         self.index = np.array(index, np.int64)
         return reordered(categories, LabelCategories(made, set(old.attributes)), index)
-
-    def apply(self, block: Block) -> Block:
-        return relabelled(block, self.index)
 
 
 class AnnsToLabels(Op):

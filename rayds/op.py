@@ -17,8 +17,8 @@ import pyarrow as pa
 from rayds import options as base
 from rayds.categories import Categories
 from rayds.engine.base import Block, Blocks, Engine, Stage
-from rayds.errors import DataError, EngineError, OnError, UsageError
-from rayds.registry import load
+from rayds.errors import DataError, EngineError, OnError, UnknownNameError, UsageError
+from rayds.registry import load, names
 from rayds.schema import ITEM_SCHEMA, conform, single_chunk
 
 
@@ -169,10 +169,13 @@ class Compare(ABC):
 
 def transform_class(name: str) -> type[Op]:
     """The class of an operation by its name; raises UnknownNameError with the nearest names."""
-    found: type[Op] = load("ops", name)
-    if not issubclass(found, Op):
+    if name not in (known := names("ops")):
+        raise UnknownNameError("transform", name, known)
+    found = load("ops", name)
+    if not (isinstance(found, type) and issubclass(found, Op)):
         raise UsageError(f"{name!r} is no transform; it has a command of its own")
-    return found
+    made: type[Op] = found
+    return made
 
 
 def prepared(

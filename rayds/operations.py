@@ -50,7 +50,9 @@ class Operating:
         def build(engine: Engine) -> Blocks:
             blocks = own._build(engine)
             if isinstance(made, Surveying):
-                return made.run_after(engine, blocks, own._narrowed(made.columns)._build(engine))
+                less = own._narrowed(made.columns)
+                # not built twice: each operation before that surveys would survey twice as often
+                return made.run_after(engine, blocks, blocks if less is own else less._build(engine))
             return made.run(engine, blocks)
 
         return own._derive(

@@ -28,12 +28,13 @@ def option(
     short: str = "",
     split: bool = True,
     words: int = 1,
+    file: bool = False,
 ) -> Any:
     """A field of an Options class. aliases: other spellings of the flag; choices: the allowed texts.
 
     A choice may be spelled "masks=mask" to accept masks for mask. short: a flag that is written with one dash, e.g. "s".
     split=False: commas are part of a value, which is given many times instead. words: how many values, of a tuple,
-    follow the flag.
+    follow the flag. file: the value is the path or URL of a file.
     """
     metadata = {
         "help": help,
@@ -42,6 +43,7 @@ def option(
         "short": short,
         "split": split,
         "words": words,
+        "file": file,
     }
     return field(default=default, metadata=metadata)
 
@@ -116,6 +118,11 @@ class Options:
         return found
 
     @classmethod
+    def file_names(cls) -> set[str]:
+        """All spellings of the options whose value is a file, with "_" for "-"."""
+        return {name.replace("-", "_") for name, f in cls._flags().items() if f.metadata.get("file")}
+
+    @classmethod
     def describe(cls) -> list[tuple[str, str, str]]:
         """(flag with its kind of value, default, help) of every option, for help pages and docs."""
         rows = []
@@ -171,6 +178,8 @@ def _coerce(f: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     if value is None:
         return None
     if many:
+        if isinstance(value, Mapping):  # pairs
+            value = [f"{a}:{b}" for a, b in value.items()]
         if not isinstance(value, (str, list, tuple, set, frozenset)):
             value = [value]
         splits = f.metadata.get("split", True)

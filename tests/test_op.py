@@ -148,3 +148,23 @@ def test_missing_columns_become_null_and_unknown_ones_are_an_error(dataset):
 def test_ops_come_one_after_the_other(dataset):
     made = dataset.transform(KeepLabels(labels=("cow", "cat"))).transform(KeepLabels(labels=("cow",)))
     assert made.transform(Shorter()).get("a4").annotations == [rayds.Bbox(4, 1, 2, 3, label=0)]
+
+
+def test_operations_that_look_at_all_items_first_look_once_each():
+    looks: list[int] = []
+
+    class Counting(rayds.op.Surveying):
+        name = "counting"
+
+        def look(self, engine: Any, blocks: Any) -> int:
+            looks.append(engine.fold(blocks, lambda b: b.num_rows, lambda a, b: a + b))
+            return looks[-1]
+
+        def use(self, found: Any) -> Any:
+            return lambda block: block
+
+    made = rayds.Dataset.from_iterable([rayds.DatasetItem(str(i)) for i in range(5)])
+    for _ in range(4):
+        made = made.transform(Counting())
+    assert len(made.to_arrow()) == 5
+    assert looks == [5] * 4

@@ -99,7 +99,7 @@ def test_stages_are_fused(folder: Path) -> None:
         ({"steps": {"a": 1}}, "steps: no list"),
         (
             {"steps": [{"split": {}}, {"renam": {}}]},
-            "steps, 2. renam: unknown op 'renam'. Did you mean 'rename'",
+            "steps, 2. renam: unknown transform 'renam'. Did you mean 'rename'",
         ),
         ({"steps": [{"rename": {"regx": "|a|b|"}}]}, "steps, 1. rename: unknown option"),
         ({"steps": [{"rename": "x"}]}, "steps, 1. rename: the options are no mapping"),

@@ -150,14 +150,15 @@ def _options(
         else:
             remote.words.append(flag if value or not param.secondary_opts else param.secondary_opts[0])
     _input_of_here(remote, command, ctx)
-    for param in command.params:  # a default path is a place on this machine
+    for param in command.params:  # a default path, or one that `check` has found, is a place on this machine
         default = ctx.params.get(param.name or "")
-        if _role(param) == "input" and not _given(ctx, param.name or "") and isinstance(default, str):
+        role = _role(param)
+        if role != "file" and not _given(ctx, param.name or "") and isinstance(default, str):
             if isinstance(param, click.Argument):
-                positional.append((default, "input"))
+                positional.append((default, role))
             else:
                 remote.words.append(param.opts[0])
-                remote.value("", default, "input")
+                remote.value("", default, role)
     return positional
 
 

@@ -51,7 +51,7 @@ def check(ctx: click.Context) -> None:
 
 def check_expression(expression: str | None, where: str | None, mode: str) -> None:
     """Raise UsageError unless there is one expression, that is one, and a mode."""
-    from rayds.categories import Categories
+    from rayds import Categories
     from rayds.op import transform_class
 
     transform_class("filter")(expression=expression, where=where, mode=mode).prepare(Categories())

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayds.cli._common import (
-    HELP,
     Command,
     asks_help,
     check_input,
     early_plugins,
     extra_words,
+    in_shards,
     input_options,
     open_dataset,
     opt,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
     rayds transform --list
-    rayds transform -t random_split -- --help
+    rayds transform -t random_split -- --help       its options
     rayds transform -i coco/ -t random_split -o out/ -- -s train:.8 -s val:.2
     rayds transform -i coco/ -t remap_labels -f voc -o voc/ -- -l cat:animal
 """
@@ -37,14 +37,25 @@ EXAMPLES = """
 
 def check(ctx: click.Context) -> None:
     """The transform, its options and those of the formats, without the data."""
+    if ctx.params["listing"] is not None:
+        raise UsageError("--list tells what there is here; run it without submit")
     check_input(ctx)
     check_output(ctx, own_words=True)
-    made_op(ctx.params["transform"], extra_words(ctx))
+    if not asks_help(extra_words(ctx)):
+        made_op(ctx.params["transform"], extra_words(ctx))
 
 
 @click.command(cls=Command, takes_extra=True, extra="[-- TRANSFORM OPTIONS]", check=check, examples=EXAMPLES)
 @opt("-t", "--transform", metavar="NAME", section="Transform", help="What to do; --list shows all.")
-@opt("--list", "listing", is_flag=True, section="Transform", help="List the transforms, and leave.")
+@opt(
+    "--list",
+    "listing",
+    is_flag=False,
+    flag_value="",
+    metavar="[NAME]",
+    section="Transform",
+    help="Tell what each transform does in a line, or all about one, and leave.",
+)
 @input_options
 @output_options("<transform>")
 @print_options
@@ -58,17 +69,19 @@ def transform(ctx: click.Context, /, **given: Any) -> None:
     """
     early_plugins(given)
     words = extra_words(ctx)
-    if given["listing"]:
-        click.echo(listed(given["transform"]), nl=False)
+    if given["listing"] is not None:
+        click.echo(listed(given["listing"] or given["transform"]), nl=False)
         return
     if asks_help(words) and given["transform"]:
         click.echo(op_help(given["transform"]), nl=False)
         return
     op = made_op(given["transform"], words)
     start = time.monotonic()
-    dataset = open_dataset(given).transform(op)
+    shards, by = given["shards"], given["shard_by"]
+    given.update(shards=None, shard_by=None)
+    dataset = open_dataset(given).transform(op)  # sharded by the ids and subsets that it gives
     write_dataset(
-        dataset,
+        in_shards(dataset, shards, by),
         given,
         verb=f"transforming ({op.name})",
         name=op.name,
@@ -84,7 +97,6 @@ def made_op(name: str | None, words: list[str]) -> Op:
     if not name:
         raise UsageError("name a transform with -t; 'rayds transform --list' shows all")
     found = transform_class(name)
-    words = [w for w in words if w not in HELP]
     try:
         return found(**vars(found.Options.parse(words)))
     except UsageError as e:
@@ -112,10 +124,10 @@ def op_help(name: str) -> str:
     from rayds.op import transform_class
 
     found = transform_class(name)
-    rows = [(f, d, h) for f, d, h in found.Options.describe()]
+    rows = found.Options.describe()
     lines = [f"{name}: {found.title}", "", inspect.cleandoc(found.__doc__ or ""), ""]
     if rows:
-        lines += ["Options (after --):", indented(table(("option", "default", ""), rows))]
+        lines += ["Options (after --):", indented(table(("option", "default", "meaning"), rows))]
     else:
         lines.append("It has no options.")
     return "\n".join(lines).rstrip() + "\n"

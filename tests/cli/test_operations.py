@@ -208,7 +208,7 @@ class TestProjects:
         )
         done = rayds("transform", "-t", "nothing", "-o", "../out")
         assert done.exit_code == 2
-        assert "unknown op 'nothing'" in done.stderr
+        assert "unknown transform 'nothing'" in done.stderr
         done = rayds("info")
         assert "not run without --allow-plugins" in done.stderr
         done = rayds("transform", "-t", "nothing", "-o", "../out", "--allow-plugins")

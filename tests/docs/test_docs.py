@@ -30,6 +30,7 @@ from rayds.schema import ANNOTATION_TYPE, ITEM_SCHEMA, MEDIA_TYPE
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(r"(<!-- no-run -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FILE = re.compile(r"# (\w+\.yaml)\n")  # a file that the examples after it use
 SECONDS = re.compile(r"\b\d+\.\d s\b")
 
 
@@ -62,7 +63,9 @@ def blocks(page: Path) -> list[Block]:
         block = Block(m[2], m[3], text.count("\n", 0, m.start(2)) + 1)
         if block.language == "text" and found and not text[end : m.start()].strip():
             found[-1] = Block(found[-1].language, found[-1].text, found[-1].line, block.text)
-        elif not m[1] and block.language in ("python", "console"):
+        elif not m[1] and (
+            block.language in ("python", "console") or (block.language == "yaml" and FILE.match(block.text))
+        ):
             found.append(block)
         end = m.end()
     return found
@@ -123,6 +126,8 @@ def test_examples_run(page, folder):
         where = f"{page.name}, line {block.line}"
         if block.language == "python":
             run_python(block, namespace, folder, where)
+        elif file := FILE.match(block.text):
+            (folder / file[1]).write_text(block.text)
         else:
             run_console(block, folder, where)
 

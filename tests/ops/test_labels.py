@@ -8,7 +8,7 @@ import pytest
 
 import rayds as dm
 from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories
-from rayds.errors import UsageError
+from rayds.errors import DataError, UsageError
 from rayds.schema import AnnotationType
 
 
@@ -91,6 +91,15 @@ def test_mistakes_in_pairs(dataset: dm.Dataset) -> None:
         dataset.transform("remap_labels", label=("cow:ox",))
     made = dataset.transform("remap_labels", label=(r"cat:a\:b",))
     assert made.categories().labels.names()[1] == "a:b"
+
+
+def test_labels_that_are_none_are_bad_data(engine: Any) -> None:
+    items = [dm.DatasetItem("a", [dm.Label(0)]), dm.DatasetItem("b", [dm.Label(1), dm.Label(4)])]
+    strict = dm.Dataset.from_iterable(items, ["x", "y"], engine=engine)
+    with pytest.raises(DataError, match=r"'b'.*the label 4, but there are 2 labels"):
+        list(strict.transform("remap_labels", label=("x:z",)))
+    lenient = strict._derive(strict._build, "lenient", on_error="skip")
+    assert [item.id for item in lenient.transform("project_labels", label=("y", "x"))] == ["a"]
 
 
 def test_labels_of_a_list_in_its_order(dataset: dm.Dataset) -> None:

@@ -71,13 +71,13 @@ class Filter(Op):
             self.columns = _sql.check(self.options.where, self.over_annotations)
             return categories
         tree = tree_of(self.options.expression)
-        _check_xpath(self.options.expression)
         if self.over_annotations and not may_select(tree, "annotation"):
             _no_annotations(self.options.expression)
         try:
             self.tree: Any = parse(self.options.expression)
         except NotCompilableError:
             self.tree = None
+            _check_xpath(self.options.expression)
         return categories
 
     @property

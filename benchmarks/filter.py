@@ -92,7 +92,9 @@ def main() -> None:
         start = time.perf_counter()
         op.by_elements(Document(part, LABELS))
         slow = (time.perf_counter() - start) * table.num_rows / part.num_rows
-        print(f"{seconds:6.2f} ({cpu:.2f})  {left:9,}  {expression}   (by lxml about {slow:.0f} s)", flush=True)
+        print(
+            f"{seconds:6.2f} ({cpu:.2f})  {left:9,}  {expression}   (by lxml about {slow:.0f} s)", flush=True
+        )
     for mode, where in WHERE:
         seconds, cpu, left = timed(mode, table, where=where)
         print(f"{seconds:6.2f} ({cpu:.2f})  {left:9,}  --where {where}", flush=True)

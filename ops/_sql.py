@@ -123,7 +123,9 @@ def _objects(tree: Any) -> Iterator[dict[str, Any]]:
 @cache
 def _changing() -> frozenset[str]:
     """The functions that may give something else for the same row."""
-    found = _connection().execute("SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'")
+    found = _connection().execute(
+        "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
+    )
     return frozenset(name for (name,) in found.fetchall())
 
 

@@ -16,7 +16,6 @@ from rayds.registry import load
 
 if TYPE_CHECKING:
     from rayds.dataset import Dataset
-    from rayds.item import DatasetItem
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,9 @@ class Operating:
         own = _own(self)
         if callable(expression):
             if mode is not None or where is not None:
-                raise UsageError("a function goes with filter_annotations and remove_empty, not with mode or where")
+                raise UsageError(
+                    "a function goes with filter_annotations and remove_empty, not with mode or where"
+                )
             if not filter_annotations:
                 return own.select(expression)
             return own.map_batches(partial(select_annotations, expression, remove_empty, own._on_error))

@@ -109,6 +109,7 @@ def filter(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
         fmt = output_format(given["output_format"], None)
         click.echo(writer_help(fmt, [w for w in words if w not in HELP]))
         return
+    check_output(ctx)
     start = time.monotonic()
     if not (given["dry_run"] and given["expression"] is None and given["where"] is None):
         check_expression(given["expression"], given["where"], given["mode"])

@@ -94,7 +94,9 @@ def test_a_bad_expression_names_the_place(expression: str, place: str, reason: s
     assert reason in str(told.value)
 
 
-@pytest.mark.parametrize("expression", ["/item", "/item/annotation/label", "count(/item)", "'annotation'", "/"])
+@pytest.mark.parametrize(
+    "expression", ["/item", "/item/annotation/label", "count(/item)", "'annotation'", "/"]
+)
 def test_what_selects_no_annotations_is_told_before_data_is_read(expression: str) -> None:
     with pytest.raises(UsageError, match="does not select annotation elements"):
         odd().filter(expression, filter_annotations=True)

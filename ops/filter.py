@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rayds import options as base
 from rayds.categories import Categories
 from rayds.engine.base import Block
 from rayds.errors import DataError, UnknownNameError, UsageError
@@ -20,7 +21,7 @@ from rayds.ops import _sql
 from rayds.ops._predicates import Context, Selected
 from rayds.ops._representation import BrokenMasksError, Document
 from rayds.ops._xpath import NotCompilableError, Path, may_select, parse, tree_of
-from rayds.options import Options, option
+from rayds.options import option
 from rayds.schema import flat, single_chunk, with_annotations
 
 Bools = npt.NDArray[np.bool_]
@@ -53,7 +54,7 @@ class Filter(Op):
     keeps_items = False
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(base.Options):
         expression: str | None = option(
             None, short="e", aliases=("xpath",), help="XPath, e.g. '/item/annotation[label=\"cat\"]'"
         )

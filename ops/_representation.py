@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.engine.base import Block
-from rayds.geometry import enclosing_boxes, polygon_areas
+from rayds.geometry import broken_rles, enclosing_boxes, polygon_areas
 from rayds.ops._geometry import Numbers, T, columns_of, visibilities
 from rayds.ops._shapes import corners_of
 from rayds.schema import flat, media_field, single_chunk
@@ -54,10 +54,27 @@ def text_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+_START = (
+    "A-Z_a-z\xc0-\xd6\xd8-\xf6\xf8-\u02ff\u0370-\u037d\u037f-\u1fff\u200c\u200d\u2070-\u218f\u2c00-\u2fef"
+    "\u3001-\ud7ff\uf900-\ufdcf\ufdf0-\ufffd\U00010000-\U000effff"
+)
+_NO_NAME = re.compile(f"[^{_START}.0-9\xb7\u0300-\u036f\u203f-\u2040-]")
+_NO_START = re.compile(f"[^{_START}]")
+
+
 def element_name(name: str) -> str:
-    """The name of the element of an attribute: spaces become -, other characters that no name has _, digits come after _."""
-    made = re.sub(r"[^\w.-]", "_", name.replace(" ", "-"))
-    return made if made and (made[0].isalpha() or made[0] == "_") else f"_{made}"
+    """The name of the element of an attribute: spaces become -, other characters that no name in XML has _; a digit
+    and what else can't begin one comes after _, and so does `annotation`, which is always an annotation."""
+    made = _NO_NAME.sub("_", name.replace(" ", "-"))
+    return f"_{made}" if not made or _NO_START.match(made) or made == "annotation" else made
+
+
+class BrokenMasksError(Exception):
+    """Masks whose run lengths don't fill them, by the rows of their items in the block."""
+
+    def __init__(self, items: list[int]) -> None:
+        super().__init__(items)
+        self.items = items
 
 
 def number_of(text: str) -> float:
@@ -71,12 +88,16 @@ class Column:
     """Values of nodes: `owner` is the item or annotation that each belongs to. One of numbers and texts is there."""
 
     owner: Ints
-    number: Floats | None = None
+    number: Floats | Ints | None = None
     text: pa.Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None:
+            self.text = _cleaned(self.text)
 
     def numbers(self) -> Floats:
         if self.number is not None:
-            return self.number
+            return self.number.astype(float, copy=False)
         assert self.text is not None
         encoded = self.text.dictionary_encode()
         values = np.array([number_of(t) for t in encoded.dictionary.to_pylist()], float)
@@ -171,7 +192,7 @@ class Document:
     def annotation_child(self, name: str) -> Column | None:
         """The values of a simple child of every annotation that has one, without attributes."""
         if name in ("id", "group", "z_order"):
-            return Column(np.arange(self.annotations), self.view.numpy(name).astype(float))
+            return Column(np.arange(self.annotations), self.view.numpy(name).astype(np.int64))
         if name == "type":
             names = np.array([t.name if (t := _TYPES.get(i)) else "" for i in range(32)])
             return self._present(pa.array(names[self.view.type], pa.string()))
@@ -261,7 +282,15 @@ class Document:
         rows = np.flatnonzero(self.view.type == T.mask)
         if not len(rows):
             return rows, np.zeros((0, 4)), np.zeros(0)
-        found = self.columns["mask"].take(pa.array(rows)).to_pylist()
+        masks = self.columns["mask"].take(pa.array(rows))
+        height, width = (
+            pc.fill_null(pc.struct_field(masks, n), -1).to_numpy(zero_copy_only=False)
+            for n in ("height", "width")
+        )
+        broken = broken_rles(pc.struct_field(masks, "counts"), height, width)
+        if broken.any():  # pycocotools trusts them
+            raise BrokenMasksError(np.unique(self.view.item[rows[broken]]).tolist())
+        found = masks.to_pylist()
         rles = [{"size": [m["height"], m["width"]], "counts": m["counts"]} for m in found]
         return rows, np.asarray(coco_mask.toBbox(rles)), np.asarray(coco_mask.area(rles), float)
 
@@ -327,7 +356,7 @@ def _by_name(texts: pa.Array) -> dict[str, Column]:
     made = {}
     for name, parts in found.items():
         owner = np.concatenate([rows for rows, _ in parts])
-        values = pa.array([v for _, v in parts], pa.string())
+        values = pa.array([_clean(v) for _, v in parts], pa.string())
         which = np.repeat(np.arange(len(parts)), [len(rows) for rows, _ in parts])
         by_owner = np.argsort(owner, kind="stable")
         made[name] = Column(owner[by_owner], text=values.take(pa.array(which[by_owner])))
@@ -439,6 +468,17 @@ class _Elements:
                 add(point, "visible", seen[i])
 
 
+_NO_TEXT = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
 def _clean(text: str) -> str:
     """The text without characters that XML can't have."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+    return _NO_TEXT.sub("\ufffd", text)
+
+
+def _cleaned(texts: pa.Array) -> pa.Array:
+    """The same of many."""
+    pattern = "[\\x00-\\x08\\x0B\\x0C\\x0E-\\x1F\\x{FFFE}\\x{FFFF}]"
+    if not pc.any(pc.match_substring_regex(texts, pattern)).as_py():
+        return texts
+    return pc.replace_substring_regex(texts, pattern, "\ufffd")

@@ -131,8 +131,8 @@ class Difference:
         for item in (a, b):
             image = item.media
             try:
-                if isinstance(image, Image) and image.data is not None:
-                    return side_by_side(image.data, a, b, self.name)
+                if isinstance(image, Image) and image.has_data:
+                    return side_by_side(image.pixels, a, b, self.name)
             except (DataError, OSError):
                 continue
         return None

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rayds import options as base
 from rayds.categories import Categories
 from rayds.engine.base import Block
-from rayds.errors import UnknownNameError, UsageError
+from rayds.errors import DataError, UnknownNameError, UsageError
+from rayds.format import with_errors
 from rayds.op import Op
 from rayds.ops import _sql
 from rayds.ops._predicates import Context, Selected
-from rayds.ops._representation import Document
-from rayds.ops._xpath import NotCompilableError, Path, parse
-from rayds.options import Options, option
-from rayds.schema import flat, with_annotations
+from rayds.ops._representation import BrokenMasksError, Document
+from rayds.ops._xpath import NotCompilableError, Path, may_select, parse, tree_of
+from rayds.options import option
+from rayds.schema import flat, single_chunk, with_annotations
 
 Bools = npt.NDArray[np.bool_]
 
@@ -51,7 +54,7 @@ class Filter(Op):
     keeps_items = False
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(base.Options):
         expression: str | None = option(
             None, short="e", aliases=("xpath",), help="XPath, e.g. '/item/annotation[label=\"cat\"]'"
         )
@@ -66,13 +69,16 @@ class Filter(Op):
         if (self.options.expression is None) == (self.options.where is None):
             raise UsageError("filter: give an XPath expression, or --where with an SQL expression")
         if self.options.where is not None:
-            _sql.check(self.options.where, self.over_annotations)
+            self.columns = _sql.check(self.options.where, self.over_annotations)
             return categories
-        _check_xpath(self.options.expression)
+        tree = tree_of(self.options.expression)
+        if self.over_annotations and not may_select(tree, "annotation"):
+            _no_annotations(self.options.expression)
         try:
             self.tree: Any = parse(self.options.expression)
         except NotCompilableError:
             self.tree = None
+            _check_xpath(self.options.expression)
         return categories
 
     @property
@@ -80,6 +86,14 @@ class Filter(Op):
         return self.mode != "items"
 
     def apply(self, block: Block) -> Block:
+        try:
+            return self._applied(block)
+        except BrokenMasksError as e:
+            ids = single_chunk(block, "id")
+            good, errors = self.good_rows(block, {row: _broken(ids[row].as_py()) for row in e.items})
+            return with_errors(self._applied(good), errors)
+
+    def _applied(self, block: Block) -> Block:
         keep = self.selected(block)
         if not self.over_annotations:
             return block.filter(pa.array(keep))
@@ -93,7 +107,13 @@ class Filter(Op):
         """The items as a filter sees them, as XML texts."""
         from lxml import etree
 
-        for item in Document(block, labels).elements():
+        document = Document(block, labels)
+        try:
+            made = document.elements()
+            first = next(made, None)
+        except BrokenMasksError as e:
+            raise _broken(single_chunk(block, "id")[e.items[0]].as_py()) from e
+        for item in chain([] if first is None else [first], made):
             for annotation in item.iter("annotation"):
                 del annotation.attrib["row"]
             yield str(etree.tostring(item, encoding="unicode", pretty_print=True))
@@ -102,7 +122,7 @@ class Filter(Op):
         """Which items (mode items) or annotations of a block stay."""
         document = Document(block, self.labels)
         if self.options.where is not None:
-            return _sql.selected(document, self.options.where, self.over_annotations)
+            return _sql.selected(document, self.options.where, self.over_annotations, self.columns)
         if self.tree is not None:
             try:
                 return self.by_columns(document)
@@ -146,6 +166,14 @@ class Filter(Op):
                     _no_annotations(self.options.expression)
                 keep[int(element.get("row"))] = True
         return keep
+
+
+def _broken(item: str) -> DataError:
+    return DataError(
+        "the run lengths of a mask are broken, so that it has no area and no box",
+        item=item,
+        remedy="Correct or remove the annotation, or leave such items out with --on-error skip",
+    )
 
 
 def _no_annotations(expression: str) -> None:

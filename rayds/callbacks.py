@@ -6,13 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from rayds.annotations import Annotation
 from rayds.engine.base import Block
 from rayds.errors import DataError, OnError
 from rayds.format import with_errors
 from rayds.item import DatasetItem, from_table, to_table
-from rayds.schema import ITEM_SCHEMA
+from rayds.schema import ITEM_SCHEMA, flat, with_annotations
 
 
 def _record(error: Exception, item: DatasetItem, policy: OnError) -> dict[str, Any]:
@@ -57,4 +59,26 @@ def select_items(fn: Callable[[DatasetItem], bool], policy: OnError, block: Bloc
             keep.append(False)
             errors.append(_record(e, item, policy))
     table = block.filter(pa.array(keep, pa.bool_()))
+    return table if policy is OnError.RAISE else with_errors(table, errors)
+
+
+def select_annotations(
+    fn: Callable[[DatasetItem, Annotation], bool], remove_empty: bool, policy: OnError, block: Block
+) -> Block:
+    """The block with the annotations for which fn is true; the rows themselves stay as they are."""
+    view = flat(block)
+    keep = np.zeros(len(view), bool)
+    good = np.ones(block.num_rows, bool)
+    errors: list[dict[str, Any]] = []
+    for row, item in enumerate(from_table(block)):
+        start = int(view.offsets[row])
+        try:
+            for i, annotation in enumerate(item.annotations):
+                keep[start + i] = bool(fn(item, annotation))
+        except Exception as e:
+            good[row] = False
+            errors.append(_record(e, item, policy))
+    counts = np.bincount(view.item[keep], minlength=block.num_rows)
+    made = with_annotations(block, view.rows.filter(pa.array(keep)), counts)
+    table = made.filter(pa.array(good & (counts > 0) if remove_empty else good))
     return table if policy is OnError.RAISE else with_errors(table, errors)

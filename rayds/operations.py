@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
+from rayds.callbacks import select_annotations
 from rayds.engine.base import Blocks, Engine
 from rayds.errors import UsageError
 from rayds.launcher import Inference, Launcher, joined_categories, make_launcher
@@ -65,23 +66,28 @@ class Operating:
 
     def filter(
         self,
-        expression: str | Callable[[DatasetItem], bool] | None = None,
+        expression: str | Callable[..., bool] | None = None,
         filter_annotations: bool = False,
         remove_empty: bool = False,
         *,
         mode: str | None = None,
         where: str | None = None,
     ) -> Dataset:
-        """The items for which an XPath expression selects anything; or those for which a function is true.
+        """The items for which an XPath expression selects anything; or those for which a function of the item is true.
 
-        filter_annotations: keep the annotations that it selects instead; remove_empty: and no items without any. mode: the
+        filter_annotations: keep the annotations that it selects instead (for which a function of item and annotation
+        is true); remove_empty: and no items without any. mode: the
         same as one text ("items", "annotations", "items+annotations"). where: an SQL expression instead of the XPath.
         """
         own = _own(self)
         if callable(expression):
-            if filter_annotations or mode not in (None, "i", "items") or where:
-                raise UsageError("a function filters items; use map to change their annotations")
-            return own.select(expression)
+            if mode is not None or where is not None:
+                raise UsageError(
+                    "a function goes with filter_annotations and remove_empty, not with mode or where"
+                )
+            if not filter_annotations:
+                return own.select(expression)
+            return own.map_batches(partial(select_annotations, expression, remove_empty, own._on_error))
         chosen = mode or (
             "items" if not filter_annotations else "items+annotations" if remove_empty else "annotations"
         )

@@ -256,6 +256,14 @@ def spare_pandas() -> None:
         sys.meta_path.remove(Finder)
 
 
+def start_light(given: Mapping[str, Any]) -> None:
+    """Spare pandas where the work is done in this process; before any format or operation is loaded."""
+    if given["engine"] == "local" or (
+        given["engine"] == "auto" and not given["address"] and "RAY_ADDRESS" not in os.environ
+    ):
+        spare_pandas()
+
+
 def open_dataset(given: dict[str, Any]) -> Dataset:
     """The dataset that the parameters of a command name, on the engine that they name; progress is told.
 
@@ -263,10 +271,7 @@ def open_dataset(given: dict[str, Any]) -> Dataset:
     """
     from rayds.cli._progress import progress
 
-    if given["engine"] == "local" or (
-        given["engine"] == "auto" and not given["address"] and "RAY_ADDRESS" not in os.environ
-    ):
-        spare_pandas()
+    start_light(given)
     chosen = choose_engine(given["engine"], given["address"])
     quiet = given["quiet"]
     project = chosen_project(given)

@@ -19,6 +19,7 @@ EXAMPLES = """
     rayds diff truth:coco predictions:coco -o diff/
     rayds diff a/ b/ -m equality -if id -if group -if z_order --exit-code
     rayds diff other_project/
+    rayds compare a/ b/
 """
 METHODS = ("distance", "equality")
 

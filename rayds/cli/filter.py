@@ -20,6 +20,7 @@ from rayds.cli._common import (
     print_options,
     run_options,
     stacked,
+    start_light,
 )
 from rayds.cli._output import check_output, output_format, output_options, write_dataset
 from rayds.errors import UsageError
@@ -101,6 +102,7 @@ def filter(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
     selects, in all items; in the mode items+annotations items that are left without any go, too. Options of the output
     format follow after --. 'rayds convert' and 'rayds export' filter with -e as well.
     """
+    start_light(given)
     early_plugins(given)
     words = extra_words(ctx)
     if asks_help(words):
@@ -109,6 +111,7 @@ def filter(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
         fmt = output_format(given["output_format"], None)
         click.echo(writer_help(fmt, [w for w in words if w not in HELP]))
         return
+    check_output(ctx)
     start = time.monotonic()
     if not (given["dry_run"] and given["expression"] is None and given["where"] is None):
         check_expression(given["expression"], given["where"], given["mode"])

@@ -88,15 +88,27 @@ def memory_of(pid: int) -> tuple[int, str]:
     return sizes.get("RssAnon", 0), os.path.basename(words[0].decode())
 
 
+def warm(value: int) -> int:
+    """What a worker does first."""
+    import rayds.formats.coco.ranged
+    import rayds.formats.rayds_parquet  # noqa: F401
+
+    time.sleep(0.3)
+    return value
+
+
 def run_one(source: str, out: str, format: str, engine: str) -> None:
     """Convert in this process and print what is known of it as JSON: what `run` starts."""
     import rayds
 
     start = time.perf_counter()
     if engine == "ray":  # started before, so that the two engines can be compared
-        from rayds.engine.ray import connect
+        from rayds.engine.ray import RayEngine, connect
 
         connect()
+        RayEngine().fold_inputs(
+            range(8), warm, max
+        )  # the workers, too, have started and imported what they need
     began = time.perf_counter()
     dataset = rayds.Dataset.import_from(source, "coco", engine=engine)
     report = dataset.export(out, format)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayds import options as base
 from rayds.categories import Categories
 from rayds.engine.base import Block, Blocks, Engine, add_counts
 from rayds.errors import DataError, OnError, UsageError
@@ -23,7 +24,7 @@ from rayds.numbering import numbered
 from rayds.op import Combine
 from rayds.ops._intersect import Rules, intersected
 from rayds.ops._joining import joined
-from rayds.options import Options, option
+from rayds.options import option
 from rayds.schema import (
     ITEM_SCHEMA,
     flat,
@@ -55,7 +56,7 @@ class Merge(Combine):
     title = "make one dataset of several"
 
     @dataclass(frozen=True)
-    class Options(Options):
+    class Options(base.Options):
         policy: str = option(
             "union", choices=POLICIES, help="what becomes of items with the same id and subset"
         )

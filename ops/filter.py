@@ -95,6 +95,8 @@ class Filter(Op):
 
     def _applied(self, block: Block) -> Block:
         keep = self.selected(block)
+        if keep.all() and self.mode != "items+annotations":
+            return block  # nothing goes: nothing is copied
         if not self.over_annotations:
             return block.filter(pa.array(keep))
         view = flat(block)

@@ -93,10 +93,16 @@ def parse_ratios(texts: Sequence[str], names: Sequence[str] | None = None) -> tu
 
 
 class _Split(Surveying):
-    """A split: looks at all items, then gives each its subset. Statistics of it are there when it has run."""
+    """A split: looks at all items, then gives each its subset.
+
+    statistics: subset -> label -> annotations, when it has run; copies of the operation share them.
+    """
 
     columns = frozenset(("id", "subset"))
-    statistics: dict[str, dict[str, int]] | None = None  # subset -> label -> annotations
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**_with_texts(options))
+        self.statistics: dict[str, dict[str, int]] = {}
 
     def prepare(self, categories: Categories) -> Categories:
         self.names, self.ratios = parse_ratios(self.options.subset)
@@ -118,7 +124,7 @@ class _Split(Surveying):
         if found is None:
             return _same
         names, part = self.parts(found)
-        self.statistics = _statistics(found, names, part, found.values or self.labels)
+        self.statistics.update(_statistics(found, names, part, found.values or self.labels))
         order = np.argsort(found.keys, kind="stable")
         self.collides = len(np.unique(np.stack([found.ids, part], 1), axis=0)) < len(part)
         return partial(assign, self.options.seed, found.keys[order], part[order].astype(np.uint8), names)
@@ -181,9 +187,6 @@ class RandomSplit(_Split):
         )  # fmt: skip
         seed: int = option(0, help=_SEED_HELP)
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**_with_texts(options))
-
     def seen(self, block: Block) -> Seen:
         keys = keys_of(self.options.seed, block)
         return Seen(keys, _ids(block), keys, _nothing(), _nothing(), _nothing())
@@ -237,9 +240,6 @@ class Split(_Split):
             None, help="an attribute of items; those with the same value stay together, e.g. a scene"
         )
         seed: int = option(0, help=_SEED_HELP)
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**_with_texts(options))
 
     def prepare(self, categories: Categories) -> Categories:
         made = super().prepare(categories)

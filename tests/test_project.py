@@ -114,6 +114,36 @@ def test_a_copy_that_fails_leaves_nothing(
         project.add(source + "-missing", "datumaro")
 
 
+def test_several_sources_are_one_dataset(project: Project, source: str, storage: Storage) -> None:
+    items = [
+        dm.DatasetItem("3", [dm.Bbox(0, 0, 9, 9, label=1)], subset="s"),
+        dm.DatasetItem("new", subset="t"),
+    ]
+    dm.Dataset.from_iterable(items, ["cow", "cat"], engine="local").export(storage.path("more"), "rayds")
+    project.add(source)
+    project.add(storage.path("more"))
+    made = Project.load(project.folder.url).dataset(engine="local")
+    assert made.categories().labels.names() == ["cat", "dog", "cow"]
+    assert [i.id for i in made] == ["0", "1", "2", "3", "4", "5", "new"]
+    assert made.get("3").annotations == [dm.Bbox(0, 0, 4, 2, label=1), dm.Bbox(0, 0, 9, 9, label=0)]
+
+
+def test_a_source_that_does_not_go_with_the_others_is_refused(
+    project: Project, source: str, storage: Storage
+) -> None:
+    for name, parent in (("a", "p"), ("b", "q")):
+        dataset = dm.Dataset.from_iterable([dm.DatasetItem("1")], [("cat", parent)], engine="local")
+        dataset.export(storage.path(name), "datumaro")
+    project.add(storage.path("a"))
+    before = project.folder.read_text(FILE)
+    with pytest.raises(
+        UsageError, match="the source 'b' does not go with the others: the parent of the label 'cat'"
+    ):
+        project.add(storage.path("b"))
+    assert project.folder.read_text(FILE) == before
+    project.add(source)
+
+
 def test_options_of_the_reader_are_kept(project: Project, storage: Storage) -> None:
     items = [dm.DatasetItem("1", [dm.Bbox(0, 0, 1, 2, label=0)], media=dm.Image(path="1.jpg", size=(9, 9)))]
     dm.Dataset.from_iterable(items, ["x"], engine="local").export(storage.path("coco"), "coco")

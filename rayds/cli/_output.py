@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +110,11 @@ def write_dataset(
     beside: str,
     start: float,
     words: Sequence[str] = (),
+    statistics: Mapping[str, Mapping[str, int]] | None = None,
 ) -> None:
     """Write a dataset as the options of a command say, and tell of it.
+
+    statistics: subset -> label -> annotations, which are told, too; they may be there when it is written only.
 
     given: the command's parameters. verb: what is done, e.g. "filtering". name: what the default output is called
     after the input; beside: the input that it stands beside. start: when the command began (time.monotonic). words:
@@ -137,7 +140,13 @@ def write_dataset(
     if as_project:
         _made_project(target, fmt.name)
     report.seconds = time.monotonic() - start  # with detection and planning
-    click.echo(json.dumps(report.to_json(), indent=2) if given["as_json"] else str(report))
+    if given["as_json"]:
+        labels = {"labels": statistics} if statistics else {}
+        click.echo(json.dumps({**report.to_json(), **labels}, indent=2))
+        return
+    click.echo(str(report))
+    if statistics and any(statistics.values()):
+        click.echo(_label_table(statistics))
 
 
 @contextmanager
@@ -153,6 +162,21 @@ def keeping(target: str, resume: bool) -> Iterator[None]:
         if resume and not isinstance(e, ResumeError) and kept.exists("job.json"):
             note(f"What is complete is kept in {kept.url}; the same command goes on with it.")
         raise
+
+
+def _label_table(statistics: Mapping[str, Mapping[str, int]], most: int = 20) -> str:
+    """The most frequent labels by subset, as a table."""
+    from rayds.cli._tables import table
+
+    subsets = list(statistics)
+    totals: dict[str, int] = {}
+    for counts in statistics.values():
+        for label, n in counts.items():
+            totals[label] = totals.get(label, 0) + n
+    shown = sorted(totals, key=lambda label: (-totals[label], label))
+    rows = [[label, *(f"{statistics[s].get(label, 0):,}" for s in subsets)] for label in shown[:most]]
+    more = f"\n(and {len(shown) - most:,} more labels)" if len(shown) > most else ""
+    return table(("label", *subsets), rows) + more
 
 
 def _project_data(target: str, overwrite: bool) -> str:

@@ -87,6 +87,7 @@ def transform(ctx: click.Context, /, **given: Any) -> None:
         name=op.name,
         beside=given["input_path"],
         start=start,
+        statistics=getattr(op, "statistics", None),
     )
 
 

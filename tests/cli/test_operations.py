@@ -91,6 +91,16 @@ class TestTransform:
         assert "subsets: " in done.stdout
         assert {s: len(d) for s, d in read("out").subsets().items()} == {"train": 8, "val": 2}
 
+    def test_labels_of_a_split_are_told(self, rayds: Any, coco: Path) -> None:
+        words = ["transform", "-i", coco, "-t", "split", "-o", "out", "--overwrite"]
+        options = ["--", "-t", "detection", "-s", "a:.6", "-s", "b:.4"]
+        done = rayds(*words, *options)
+        assert done.exit_code == 0, done.output
+        lines = [line.split() for line in done.stdout.splitlines()]
+        assert lines[-3:] == [["label", "a", "b"], ["cat", "3", "2"], ["dog", "3", "2"]]
+        told = json.loads(rayds(*words, "--json", "-q", *options).stdout)
+        assert told["labels"] == {"a": {"cat": 3, "dog": 3}, "b": {"cat": 2, "dog": 2}}
+
     def test_the_default_output_is_named_after_the_transform(self, rayds: Any, coco: Path) -> None:
         assert rayds("transform", "-i", coco, "-t", "shapes_to_boxes", "-f", "datumaro").exit_code == 0
         assert len(read(coco.parent / "coco-shapes_to_boxes")) == 10

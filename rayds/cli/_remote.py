@@ -48,16 +48,18 @@ class Remote:
         self.words.append(prefix + value)
 
     def _data(self, value: str, role: str) -> str:
+        from rayds.cli.merge import named
+
+        value, format = named(value) if role == "input" else (value, None)
+        suffix = f":{format}" if format else ""
         outer, chain, inner = value.rpartition("::")  # zip://member::archive
         if inner.startswith("memory://"):
             raise UsageError(f"{value}: memory:// is inside one process; a job on a cluster doesn't see it")
-        if is_url(inner) and not chain and "://" in inner:
-            return value
-        if chain and is_url(inner):
-            return value
+        if is_url(inner) and (chain or "://" in inner):
+            return value + suffix
         path = Storage(inner).url
         (self.inputs if role == "input" else self.outputs).append(path)
-        return f"{outer}{chain}{path}"
+        return f"{outer}{chain}{path}{suffix}"
 
 
 def _names_file(value: str) -> bool:

@@ -227,3 +227,33 @@ def test_look_tells_changed_data_from_the_same(tmp_path):
     assert look(str(tmp_path)) == first
     (tmp_path / "a").write_text("12")
     assert look(str(tmp_path)) != first
+
+
+def test_commands_of_several_datasets_and_of_projects(tmp_path):
+    from rayds.project import Project
+
+    made = check_command(["merge", "a:coco", "s3://b/x:voc", "-m", "exact", "-o", "all", "-f", "rayds"], cli)
+    assert made.inputs == [str(tmp_path / "a")]
+    assert made.outputs == [str(tmp_path / "all")]
+    assert made.words[-2:] == [f"{tmp_path / 'a'}:coco", "s3://b/x:voc"]
+    made = check_command(["diff", "a", "b:datumaro", "--json"], cli)
+    assert made.inputs == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert "--address" in made.words
+    with pytest.raises(UsageError, match="at least two"):
+        check_command(["merge", "a"], cli)
+    Project.create(str(tmp_path / "p"))
+    made = check_command(["export", "-p", "p", "-f", "voc", "-o", "s3://b/out"], cli)
+    assert made.inputs == [str(tmp_path / "p")]
+    assert str(tmp_path / "p") in made.words
+
+
+def test_the_input_that_is_not_named_is_the_project_around(tmp_path, monkeypatch):
+    from rayds.project import Project
+
+    assert words("convert", "-f", "voc", "-o", "s3://b/v")[-4:] == ["-i", str(tmp_path), "--address", "auto"]
+    Project.create(str(tmp_path))
+    assert words("filter", "-e", "/item[id = 1]", "-o", "s3://b/v")[-4:-2] == ["-p", str(tmp_path)]
+    with pytest.raises(UsageError, match="is no XPath"):
+        words("filter", "-e", "/item[")
+    with pytest.raises(UsageError, match="unknown option"):
+        words("transform", "-t", "rename", "--", "--regx", "x")

@@ -126,13 +126,20 @@ class _Split(Surveying):
         names, part = self.parts(found)
         self.statistics.update(_statistics(found, names, part, found.values or self.labels))
         order = np.argsort(found.keys, kind="stable")
-        self.collides = len(np.unique(np.stack([found.ids, part], 1), axis=0)) < len(part)
+        self.collides = _repeated(found.ids, part)
         return partial(assign, self.options.seed, found.keys[order], part[order].astype(np.uint8), names)
 
     def finish(self, engine: Engine, blocks: Blocks, stage: Stage) -> Blocks:
         if getattr(self, "collides", False):  # only then is it worth a pass
             check_unique(engine, blocks, stage, self.name)
         return engine.map(blocks, stage)
+
+
+def _repeated(ids: Ints, part: Ints) -> bool:
+    """Whether two items have the same id and subset."""
+    order = np.lexsort((part, ids))
+    same = (ids[order][1:] == ids[order][:-1]) & (part[order][1:] == part[order][:-1])
+    return bool(same.any())
 
 
 def _same(block: Block) -> Block:
@@ -264,8 +271,9 @@ class Split(_Split):
         else:
             label = view.numpy("label", -1)[rows].astype(np.int64)
         rows, label = rows[label >= 0], label[label >= 0]
-        pairs, count = np.unique(np.stack([view.item[rows], label]), axis=1, return_counts=True)
-        return Seen(keys, _ids(block), groups, pairs[0], pairs[1], count, values)
+        width = int(label.max(initial=0)) + 1
+        pairs, count = np.unique(view.item[rows] * width + label, return_counts=True)
+        return Seen(keys, _ids(block), groups, pairs // width, pairs % width, count, values)
 
     def parts(self, seen: Seen) -> tuple[list[str], Ints]:
         if self.options.task == "reid":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -274,8 +275,6 @@ def test_plugins_of_a_project_run_where_the_data_is_worked_on(
     with_plugins: Project, engine: Any, tmp_path: Path
 ) -> None:
     assert plugins.load(with_plugins.folder) == ["ops grow", "formats id_lines", "launchers zero"]
-    import numpy as np
-
     image = dm.Image.from_numpy(np.zeros((4, 4, 3), np.uint8))
     items = [dm.DatasetItem("a", [dm.Bbox(0, 0, 1, 1, label=0)], media=image)]
     dataset = dm.Dataset.from_iterable(items, ["x"], engine=engine)
@@ -303,3 +302,36 @@ def test_bad_items_of_a_source_follow_the_policy(project: Project, storage: Stor
     assert [i.id for i in project.dataset(engine="local", on_error="skip")] == ["b"]
     with pytest.raises(DataError):
         list(project.dataset(engine="local"))
+
+
+def test_the_examples_of_plugins_work_as_files_of_a_project(tmp_path: Path) -> None:
+    """Each kind: the files of examples/ as they stand."""
+    made = Project.create(str(tmp_path / "p"))
+    for file in (Path(__file__).parents[1] / "examples").glob("plugin_*/rayds_*.py"):
+        made.folder.write_text(f".rayds/plugins/{file.name}", file.read_text())
+    try:
+        found = plugins.load(made.folder)
+        assert found == ["launchers brightness", "formats csv_boxes", "ops drop_small_boxes"]
+        pixels = np.full((4, 4, 3), 200, np.uint8)
+        items = [
+            dm.DatasetItem(
+                "a",
+                [dm.Bbox(0, 0, 3, 3, label=0), dm.Bbox(0, 0, 1, 1, label=0)],
+                media=dm.Image.from_numpy(pixels),
+            )
+        ]
+        dataset = dm.Dataset.from_iterable(items, ["x"], engine="local")
+        assert len(dataset.transform("drop_small_boxes", min_area=4).get("a").annotations) == 1
+        assert [a.type.name for a in dataset.run_model("brightness").get("a").annotations] == ["label"]
+        dataset.export(str(tmp_path / "out"), "csv_boxes")
+        assert (
+            len(
+                dm.Dataset.import_from(str(tmp_path / "out"), "csv_boxes", engine="local")
+                .get("a")
+                .annotations
+            )
+            == 2
+        )
+    finally:
+        registry._registered.clear()
+        registry.load.cache_clear()

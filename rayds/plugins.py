@@ -52,6 +52,10 @@ def load(folder: Storage) -> list[str]:
             for kind, base in KINDS.items():
                 called = str(vars(value).get("name") or "")
                 if issubclass(value, base) and called:
+                    if called in registry.installed(kind):
+                        raise FormatError(
+                            f"the plug-in {module.__file__}: {called!r} is one of the {kind} already; choose another name"
+                        )
                     registry.register(kind, called, value)
                     found.append(f"{kind} {called}")
     return found
@@ -66,7 +70,7 @@ def _module(path: str, text: bytes) -> types.ModuleType:
     sys.modules[name] = module
     try:
         exec(compile(text, path, "exec"), module.__dict__)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         del sys.modules[name]
         line = _line(e, path)
         raise FormatError(f"the plug-in {path}{line} does not load: {type(e).__name__}: {e}") from e
@@ -75,7 +79,7 @@ def _module(path: str, text: bytes) -> types.ModuleType:
     return module
 
 
-def _line(error: Exception, path: str) -> str:
+def _line(error: BaseException, path: str) -> str:
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"
     at: Any = error.__traceback__

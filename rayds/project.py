@@ -28,16 +28,24 @@ _NAME = re.compile(r"[^\W][\w.-]*")
 
 @dataclass
 class ProjectSource:
-    """A source: where it is (relative to the project, absolute, or a URL), its format, the options of its reader."""
+    """A source: where it is (relative to the project, absolute, or a URL), its format, the options of its reader.
+
+    copied: whether its files were copied into the project, in a folder of its name.
+    """
 
     path: str
     format: str
     options: dict[str, Any] = field(default_factory=dict)
+    copied: bool = False
     more: dict[str, Any] = field(default_factory=dict)  # keys that this version does not know, kept
 
     def to_yaml(self) -> dict[str, Any]:
         made: dict[str, Any] = {"path": self.path, "format": self.format}
-        return {**made, **({"options": self.options} if self.options else {}), **self.more}
+        if self.options:
+            made["options"] = self.options
+        if self.copied:
+            made["copied"] = True
+        return {**made, **self.more}
 
 
 class Project:
@@ -65,12 +73,17 @@ class Project:
 
         Raises UsageError when there is one.
         """
+        made = cls.new(path, name, overwrite)
+        made.save()
+        return made
+
+    @classmethod
+    def new(cls, path: str, name: str | None = None, overwrite: bool = False) -> Project:
+        """Like create, but nothing is written before the first change, as `add`, is done."""
         folder = Storage(path)
         if folder.exists(FILE) and not overwrite:
             raise UsageError(f"{folder.url}: there is a project already; --overwrite begins a new one")
-        made = cls(folder, name or folder.name or "project")
-        made.save()
-        return made
+        return cls(folder, name or folder.name or "project")
 
     @classmethod
     def load(cls, path: str) -> Project:
@@ -82,8 +95,8 @@ class Project:
             )
         told = _parsed(folder)
         version = told.pop("version", None)
-        if not isinstance(version, int):
-            raise _wrong(folder, "version", f"is {version!r}, not a number")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise _wrong(folder, "version", f"is {version!r}, not a number from 1 on")
         if version > VERSION:
             raise _wrong(
                 folder, "version", f"is {version}; this rayds reads up to {VERSION}: use a newer one"
@@ -163,11 +176,13 @@ class Project:
         if check:
             self._check(Dataset.import_from(path, fmt.name, **options), chosen)
         place = self._copied(given, chosen) if copy else self._relative(given)
-        self.sources[chosen] = ProjectSource(place, fmt.name, kept)
+        self.sources[chosen] = ProjectSource(place, fmt.name, kept, copied=copy)
         try:
             self.save()
         except BaseException:
             del self.sources[chosen]
+            if copy:
+                self.folder.remove(chosen)
             raise
         return chosen
 
@@ -190,7 +205,7 @@ class Project:
         source = self._known(name)
         del self.sources[name]
         self.save()
-        if not keep_data and source.path == name and self.folder.exists(name):
+        if source.copied and not keep_data:
             self.folder.remove(name)
 
     def _known(self, name: str) -> ProjectSource:
@@ -217,15 +232,18 @@ class Project:
             raise UsageError(f"{self.folder.path(name)} is there already; choose another name with -n")
         staging = self.folder.sub(f".rayds/tmp-{name}")
         staging.remove()
-        if given.is_dir():
-            names = sorted(given.find())
-            for file in names:
-                staging.copy_in(given.path(file), file)
-            place = name
-        else:
-            staging.copy_in(given.url, given.name)
-            place = f"{name}/{given.name}"
-        self.folder.sub(name).publish(staging)
+        try:
+            if given.is_dir():
+                for file in sorted(given.find()):
+                    staging.copy_in(given.path(file), file)
+                place = name
+            else:
+                staging.copy_in(given.url, given.name)
+                place = f"{name}/{given.name}"
+            self.folder.sub(name).publish(staging)
+        except BaseException:
+            staging.remove()
+            raise
         return place
 
     # the dataset
@@ -279,12 +297,23 @@ def _source(folder: Storage, name: str, value: Any) -> ProjectSource:
     options = told.pop("options", None) or {}
     if not isinstance(options, dict):
         raise _wrong(folder, f"sources.{name}.options", "is no mapping")
-    return ProjectSource(told.pop("path"), told.pop("format"), options, told)
+    copied = told.pop("copied", False)
+    if not isinstance(copied, bool):
+        raise _wrong(folder, f"sources.{name}.copied", "is neither true nor false")
+    return ProjectSource(told.pop("path"), told.pop("format"), options, copied, told)
 
 
 def _wrong(folder: Storage, key: str, what: str) -> FormatError:
-    """An error that names the key and, where it can be found, the line."""
-    last = key.rpartition(".")[2]
-    lines = folder.read_text(FILE).splitlines()
-    at = next((i for i, text in enumerate(lines, 1) if text.strip().startswith(f"{last}:")), None)
-    return FormatError(f"{folder.path(FILE)}{f', line {at}' if at else ''}: {key} {what}")
+    """An error that names the key, and its line or that of what should have it."""
+    import yaml
+
+    node: Any = yaml.compose(folder.read_text(FILE))
+    line = None
+    for part in key.split("."):
+        if not isinstance(node, yaml.MappingNode):
+            break
+        found = next(((k, v) for k, v in node.value if k.value == part), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return FormatError(f"{folder.path(FILE)}{f', line {line}' if line else ''}: {key} {what}")

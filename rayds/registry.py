@@ -34,6 +34,11 @@ def register(kind: str, name: str, found: Any) -> None:
     load.cache_clear()
 
 
+def installed(kind: str) -> list[str]:
+    """The names of the plug-ins of installed packages."""
+    return sorted(_points(kind))
+
+
 def names(kind: str) -> list[str]:
     """The names of all plug-ins of a kind: "formats", "ops" or "launchers"."""
     return sorted({*_points(kind), *(n for k, n in _registered if k == kind)})

@@ -69,6 +69,21 @@ def test_a_copy_is_in_the_project_and_goes_with_its_source(project: Project, sou
     assert told(project)["sources"] == {}
 
 
+def test_data_that_was_not_copied_is_never_removed(project: Project, source: str) -> None:
+    dm.Dataset.import_from(source, "datumaro").export(project.folder.path("day1"), "rayds")
+    project.add(project.folder.path("day1"), "rayds", "day1")
+    project.remove("day1")
+    assert project.folder.exists("day1")
+
+
+def test_a_file_that_was_copied_goes_with_its_source(project: Project, source: str) -> None:
+    file = Storage(source).path("annotations/s.json")
+    name = project.add(file, "datumaro", copy=True)
+    assert len(Project.load(project.folder.url).dataset(engine="local")) == 6
+    project.remove(name)
+    assert not project.folder.exists(name)
+
+
 def test_names_are_free_and_safe(project: Project, source: str) -> None:
     assert project.add(source) == "data"
     with pytest.raises(UsageError, match="has a source 'data' already"):
@@ -105,11 +120,18 @@ def test_a_copy_that_fails_leaves_nothing(
     def full(self: Storage, name: str, data: Any) -> None:
         raise OSError("no space")
 
+    for copy in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(Project, "save", lambda self: full(self.folder, "", b""))
+            with pytest.raises(OSError, match="no space"):
+                project.add(source, name="d", copy=copy)
+        assert project.sources == {}
+        assert not project.folder.exists("d")
     with monkeypatch.context() as patch:
-        patch.setattr(Project, "save", lambda self: full(self.folder, "", b""))
+        patch.setattr(Storage, "publish", lambda self, staging: full(self, "", b""))
         with pytest.raises(OSError, match="no space"):
-            project.add(source)
-    assert project.sources == {}
+            project.add(source, copy=True)
+    assert project.folder.find(".rayds").keys() == {"project.yaml"}
     assert told(project)["sources"] == {}
     with pytest.raises(FileNotFoundError):
         project.add(source + "-missing", "datumaro")
@@ -163,7 +185,15 @@ def test_options_of_the_reader_are_kept(project: Project, storage: Storage) -> N
         ("version: 1\nsources: 3", "line 2: sources is no mapping"),
         ("version: 1\nsources:\n  a: x", "line 3: sources.a is no mapping"),
         ("version: 1\nsources:\n  a:\n    path: 5", "line 4: sources.a.path is missing, or no text"),
-        ("version: 1\nsources:\n  a: {path: x, format: y, options: 1}", "sources.a.options is no mapping"),
+        (
+            "version: 1\nsources:\n  a: {path: x, format: y, options: 1}",
+            "line 3: sources.a.options is no mapping",
+        ),
+        (
+            "version: 1\nsources:\n  a: {path: x, format: y}\n  b:\n    format: y\n    path: 5",
+            "line 6: sources.b.path",
+        ),
+        ("version: true", "line 1: version is True"),
         ("version: 1\nmodels: []\nname: 4\n", None),
     ],
 )
@@ -292,6 +322,14 @@ def test_a_plugin_that_does_not_load_is_told_with_its_line(with_plugins: Project
         plugins.load(with_plugins.folder)
     with_plugins.folder.write_text(".rayds/plugins/mine.py", "def x(:\n")
     with pytest.raises(FormatError, match=r"mine\.py, line 1 does not load: SyntaxError"):
+        plugins.load(with_plugins.folder)
+
+
+def test_a_plugin_does_not_take_the_name_of_a_built_in(with_plugins: Project) -> None:
+    with_plugins.folder.write_text(
+        ".rayds/plugins/mine.py", PLUGIN.replace('name = "grow"', 'name = "split"')
+    )
+    with pytest.raises(FormatError, match="'split' is one of the ops already"):
         plugins.load(with_plugins.folder)
 
 

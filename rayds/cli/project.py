@@ -13,6 +13,7 @@ from rayds.cli._common import (
     Command,
     Group,
     asks_help,
+    choose_engine,
     early_plugins,
     extra_words,
     load_plugins,
@@ -37,6 +38,7 @@ check_options = stacked(
         help="Add it without a look whether it can be read."),
     opt("-f", "--format", "source_format", metavar="FORMAT", section="Source", help="Its format; detected when left out."),
     opt("-n", "--name", metavar="NAME", section="Source", help="The name of the source; default: that of the folder or file."),
+    opt("-r", "--path", "inner", metavar="PATH", section="Source", help="Where the dataset is in the folder that is named."),
 )  # fmt: skip
 
 
@@ -108,7 +110,9 @@ def add(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
 
 def _add(project: Project, path: str, given: dict[str, Any], words: list[str], *, copy: bool) -> None:
     from rayds.registry import detect_format, get_format
+    from rayds.storage import Storage
 
+    path = Storage(path).path(given["inner"]) if given["inner"] else path
     fmt = get_format(given["source_format"]) if given["source_format"] else detect_format(path)
     options = vars(fmt.ReadOptions.parse(words))
     defaults = vars(fmt.ReadOptions())
@@ -153,14 +157,8 @@ def import_(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
         _add(opened(given), given["url"], given, words, copy=True)
         return
     target = given["output_dir"] or "."
-    made = Project.create(target, given["name"], given["overwrite"])
-    try:
-        _add(made, given["input_path"], {**given, "name": None}, words, copy=given["copy"])
-    except BaseException:
-        made.folder.remove(".rayds")  # nothing is left of a project that could not be made
-        if made.folder.is_empty():
-            made.folder.remove()
-        raise
+    made = Project.new(target, given["name"], given["overwrite"])
+    _add(made, given["input_path"], {**given, "name": None}, words, copy=given["copy"])
 
 
 @click.command(cls=Command, examples="    rayds remove coco\n    rayds remove -n coco -p my_project")
@@ -278,6 +276,39 @@ class Long(Group):
 )
 def project() -> None:
     """The commands of projects under their long names."""
+
+
+@project.command(
+    "merge", cls=Command, takes_extra=True, examples="    rayds project merge other_project/ -o both"
+)
+@click.argument("other", metavar="PATH[:FORMAT]")
+@project_options
+@output_options("merged")
+@print_options
+@run_options
+@click.pass_context
+def project_merge(ctx: click.Context, /, **given: Any) -> None:
+    """Update a project with another one, or with a dataset: its items are added, or replace those of the same id.
+
+    The result is a new project, unless -f names a format. 'rayds merge' has the other ways to merge.
+    """
+    from rayds.cli.merge import open_part
+
+    start = time.monotonic()
+    found = opened(given)
+    given.update(project=found.folder.url, input_path=None, input_format=None, read=())
+    dataset = open_dataset(given)
+    engine = choose_engine(given["engine"], given["address"])
+    other = open_part(given["other"], None, engine, given["on_error"], given["quiet"])
+    write_dataset(
+        dataset.update(other),
+        given,
+        verb="merging",
+        name="merged",
+        beside=found.folder.url,
+        start=start,
+        words=extra_words(ctx),
+    )
 
 
 @click.group(

@@ -159,6 +159,30 @@ class TestProjects:
         assert rayds("remove", "-p", "two", "copied").exit_code == 0
         assert not Path("two/copied").exists()
 
+    def test_what_can_not_be_imported_leaves_the_project_that_was_there(
+        self, rayds: Any, coco: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        assert rayds("import", "-i", coco, "-o", "p").exit_code == 0
+        Path("p/.rayds/plugins").mkdir()
+        Path("p/.rayds/plugins/a.py").write_text("x = 1\n")
+        before = Path("p/.rayds/project.yaml").read_text()
+        assert rayds("import", "-i", tmp_path / "empty", "-o", "p", "--overwrite").exit_code == 1
+        assert Path("p/.rayds/project.yaml").read_text() == before
+        assert Path("p/.rayds/plugins/a.py").exists()
+
+    def test_a_project_is_updated_with_another(self, rayds: Any, coco: Path) -> None:
+        rayds("import", "-i", coco, "-o", "p")
+        rayds("filter", "-p", "p", "-e", "/item[id < 3]", "-o", "few")
+        done = rayds("project", "merge", "few", "-p", "p", "-o", "both")
+        assert done.exit_code == 0, done.output
+        assert json.loads(rayds("info", "-p", "both", "--json").stdout)["items"] == 10
+
+    def test_a_dataset_inside_of_a_folder(self, rayds: Any, coco: Path) -> None:
+        rayds("create")
+        assert rayds("add", "-f", "coco", "-r", "coco", coco.parent).exit_code == 0
+        assert json.loads(rayds("info", "--json").stdout)["items"] == 10
+
     def test_what_can_not_be_imported_leaves_no_project(self, rayds: Any, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         done = rayds("import", "-i", tmp_path / "empty", "-o", tmp_path / "made")

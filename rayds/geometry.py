@@ -16,9 +16,8 @@ from rayds.annotations import BoolMask, decode_rle, encode_mask, normal_rle
 from rayds.sql import joined_bytes
 
 Rle = dict[str, Any]
-_CHECKED = (
-    1 << 20
-)  # characters of run lengths that are looked at at a time: it takes a hundred bytes for each
+_CHECKED = 1 << 20  # characters of run lengths that are looked at at a time, so that they stay in the cache
+_DIGITS = 7  # characters of the longest number that `rle_runs` takes
 
 
 def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> Rle:
@@ -43,57 +42,85 @@ def broken_rles(
 
     The same as rayds.annotations.rle_runs says of each, for many at a time.
     """
-    lengths = pc.fill_null(pc.binary_length(counts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    ends = np.cumsum(lengths)
-    cuts = np.searchsorted(ends, np.arange(_CHECKED, int(ends[-1]) if len(ends) else 0, _CHECKED))
-    bounds = [0, *np.unique(cuts[cuts > 0]).tolist(), len(lengths)]
-    parts = [
-        _broken_rles(counts.slice(lo, hi - lo), lengths[lo:hi], height[lo:hi], width[lo:hi])
-        for lo, hi in pairwise(bounds)
-    ]
-    return np.concatenate(parts)
-
-
-def _broken_rles(
-    counts: pa.Array, lengths: npt.NDArray[np.int64], height: Any, width: Any
-) -> npt.NDArray[np.bool_]:
     none = counts.is_null().to_numpy(zero_copy_only=False)
     pixels = np.where(none, 0, height.astype(np.int64) * width)
     broken: npt.NDArray[np.bool_] = ~none & ((height < 0) | (width < 0) | (pixels >= 1 << 32))
-    full = np.flatnonzero(lengths)
+    lengths = pc.fill_null(pc.binary_length(counts), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     broken |= (lengths == 0) & (pixels != 0)
-    if not len(full):
-        return broken
-    codes = np.frombuffer(joined_bytes(counts.fill_null("")), np.uint8).astype(np.int64) - 48
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    broken[owner[(codes < 0) | (codes > 63)]] = True
-    # A number is 5 bits a character, low ones first; 0x20: more follow. The last of a mask must end there.
-    last = (codes & 0x20) == 0
-    mask_ends = np.cumsum(lengths)[full] - 1
-    broken[full[~last[mask_ends]]] = True
-    last[mask_ends] = True
-    ends = np.flatnonzero(last)
-    starts = np.append(0, ends[:-1] + 1)
-    size = ends - starts + 1
-    of = owner[ends]
-    broken[of[size > 7]] = True
-    place = np.minimum(np.arange(len(codes)) - np.repeat(starts, size), 7)
-    runs = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
-    runs -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * np.minimum(size, 8)), 0)  # the sign
-    firsts = np.flatnonzero(np.append(True, of[1:] != of[:-1]))
-    k = np.arange(len(of)) - np.repeat(firsts, np.diff(np.append(firsts, len(of))))
-    for which in (
-        k % 2 == 1,
-        (k % 2 == 0) & (k > 0),
-    ):  # from the fourth on, differences to the one before the last
-        rows = np.flatnonzero(which)
-        sums = np.cumsum(runs[rows])
-        begins = np.flatnonzero(np.append(True, of[rows][1:] != of[rows][:-1])) if len(rows) else rows
-        before = np.append(0, sums)[begins]
-        runs[rows] = sums - np.repeat(before, np.diff(np.append(begins, len(rows))))
-    broken[of[runs < 0]] = True
-    broken[full] |= np.add.reduceat(runs, firsts) != pixels[full]
+    full = np.flatnonzero(lengths)
+    if len(full) < len(lengths):
+        counts = counts.take(pa.array(full))
+    ends = np.cumsum(lengths[full])
+    cuts = np.searchsorted(ends, np.arange(_CHECKED, int(ends[-1]) if len(ends) else 0, _CHECKED))
+    for lo, hi in pairwise([0, *np.unique(cuts[cuts > 0]).tolist(), len(full)]):
+        rows = full[lo:hi]
+        codes = np.frombuffer(joined_bytes(counts.slice(lo, hi - lo)), np.uint8) - np.uint8(48)
+        broken[rows] |= ~_filled(codes, lengths[rows], pixels[rows])
     return broken
+
+
+def _filled(
+    codes: npt.NDArray[np.uint8], lengths: npt.NDArray[np.int64], pixels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which run lengths are right; codes: their characters less 48, one after the other; lengths: of each, none is 0."""
+    if not len(lengths):
+        return np.zeros(0, bool)
+    more = codes >= 0x20  # a number is 5 bits a character, low ones first; 0x20: more follow
+    mask_ends = np.cumsum(lengths)
+    odd = more[mask_ends - 1].copy()
+    if codes.max() > 63:
+        odd[np.searchsorted(mask_ends, np.flatnonzero(codes > 63), side="right")] = True
+    ends = np.flatnonzero(~more)
+    numbers, long = _numbers(codes, more, ends)
+    odd[np.searchsorted(mask_ends, ends[long], side="right")] = True
+    if odd.any():  # numbers run on into the next mask: without the masks where that may be
+        good = np.zeros(len(lengths), bool)
+        good[~odd] = _filled(codes[np.repeat(~odd, lengths)], lengths[~odd], pixels[~odd])
+        return good
+    return _sums_fit(numbers, np.searchsorted(ends, mask_ends - lengths), pixels)
+
+
+def _numbers(
+    codes: npt.NDArray[np.uint8], more: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(the numbers that end at some characters, which of them are too long)."""
+    signed = ((codes & 0x1F) ^ 0x10).astype(np.int8) - np.int8(16)  # as last characters, which have the sign
+    numbers = signed[ends].astype(np.int64)
+    longer = np.flatnonzero(more[ends - 1] & (ends > 0))
+    place = ends[longer] - 1
+    for _ in range(1, _DIGITS):
+        numbers[longer] = numbers[longer] * 32 + (codes[place] & 0x1F)
+        place -= 1
+        goes_on = more[place] & (place >= 0)
+        longer, place = longer[goes_on], place[goes_on]
+        if not len(longer):
+            break
+    return numbers, longer
+
+
+def _sums_fit(
+    numbers: npt.NDArray[np.int64], first: npt.NDArray[np.int64], pixels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Whether the runs of each mask are not negative and sum to its pixels; first: the place of its first number.
+
+    Numbers from the fourth on are differences to the run before the last, so that runs are the sums of every other number;
+    the first one stands for itself.
+    """
+    totals = numbers[first].copy()
+    good = totals >= 0
+    numbers[first] = 0
+    bounds = np.append(first, len(numbers))
+    for parity in (0, 1):
+        runs = np.cumsum(numbers[parity::2])
+        starts = (bounds - parity + 1) // 2
+        size = np.diff(starts)
+        starts = starts[:-1]
+        runs -= np.repeat(np.where(starts > 0, runs[np.maximum(starts - 1, 0)], 0), size) if len(runs) else 0
+        some = np.flatnonzero(size)
+        if len(some):
+            good[some] &= np.minimum.reduceat(runs, starts[some]) >= 0
+            totals[some] += np.add.reduceat(runs, starts[some])
+    return good & (totals == pixels)
 
 
 def rle_area(rle: Rle) -> int:

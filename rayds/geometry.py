@@ -67,17 +67,14 @@ def _filled(
         return np.zeros(0, bool)
     more = codes >= 0x20  # a number is 5 bits a character, low ones first; 0x20: more follow
     mask_ends = np.cumsum(lengths)
-    odd = more[mask_ends - 1].copy()
-    if codes.max() > 63:
-        odd[np.searchsorted(mask_ends, np.flatnonzero(codes > 63), side="right")] = True
+    good = ~more[mask_ends - 1]
+    more[mask_ends - 1] = False  # so that no number runs on into the next mask
     ends = np.flatnonzero(~more)
     numbers, long = _numbers(codes, more, ends)
-    odd[np.searchsorted(mask_ends, ends[long], side="right")] = True
-    if odd.any():  # numbers run on into the next mask: without the masks where that may be
-        good = np.zeros(len(lengths), bool)
-        good[~odd] = _filled(codes[np.repeat(~odd, lengths)], lengths[~odd], pixels[~odd])
-        return good
-    return _sums_fit(numbers, np.searchsorted(ends, mask_ends - lengths), pixels)
+    good[np.searchsorted(mask_ends, ends[long], side="right")] = False
+    if codes.max() > 63:
+        good[np.searchsorted(mask_ends, np.flatnonzero(codes > 63), side="right")] = False
+    return good & _sums_fit(numbers, np.searchsorted(ends, mask_ends - lengths), pixels)
 
 
 def _numbers(

@@ -12,7 +12,7 @@ import numpy as np
 from rayds.annotations import Annotation
 from rayds.item import DatasetItem
 from rayds.losses import LOST, REPORT
-from rayds.ops._iou import box_iou, likeness
+from rayds.ops._iou import alike_pairs, box_iou
 from rayds.schema import AnnotationType as T
 
 # labels, then shapes as they are drawn on one another, then what has no place
@@ -94,31 +94,21 @@ def intersected(versions: Mapping[int, DatasetItem], rules: Rules) -> DatasetIte
 def _clusters(kind: T, found: Mapping[int, Sequence[Annotation]], thresh: float) -> list[Cluster]:
     """The annotations of all sources, brought together: the most alike first, where all of a cluster are alike."""
     nodes = [(k, a) for k, annotations in found.items() for a in annotations]
-    source = np.array([k for k, _ in nodes])
-    places: dict[int, list[int]] = defaultdict(list)
-    for i, (k, _) in enumerate(nodes):
-        places[k].append(i)
-    alike = np.zeros((len(nodes), len(nodes)))
-    names = sorted(places)
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            part = likeness(kind, found[a], found[b])
-            alike[np.ix_(places[a], places[b])] = part
-            alike[np.ix_(places[b], places[a])] = part.T
-    limit = thresh if kind in SHAPES else 1.0
-    of = np.arange(len(nodes))
-    members: dict[int, list[int]] = {i: [i] for i in range(len(nodes))}
-    rows, columns = np.nonzero(np.triu(alike >= max(limit, 1e-9)))
-    order = np.lexsort((columns, rows, -alike[rows, columns]))
-    for i, j in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-        a, b = int(of[i]), int(of[j])
-        if a == b or set(source[members[a]]) & set(source[members[b]]):
+    source = [k for k, _ in nodes]
+    i, j, value = alike_pairs(kind, [a for _, a in nodes], thresh if kind in SHAPES else 1.0)
+    pairs = set(zip(i.tolist(), j.tolist(), strict=True))
+    of = list(range(len(nodes)))
+    members: dict[int, list[int]] = {k: [k] for k in of}
+    order = np.lexsort((j, i, -value))
+    for one, other in zip(i[order].tolist(), j[order].tolist(), strict=True):
+        low, high = sorted((of[one], of[other]))
+        if low == high or {source[k] for k in members[low]} & {source[k] for k in members[high]}:
             continue
-        if (alike[np.ix_(members[a], members[b])] < limit).any():
+        if any((min(a, b), max(a, b)) not in pairs for a in members[low] for b in members[high]):
             continue
-        low, high = min(a, b), max(a, b)
         members[low] = sorted(members[low] + members.pop(high))
-        of[members[low]] = low
+        for k in members[low]:
+            of[k] = low
     return [Cluster({nodes[i][0]: nodes[i][1] for i in members[c]}) for c in sorted(members)]
 
 
@@ -260,8 +250,6 @@ def _too_close(annotations: Sequence[Annotation], rules: Rules, key: str, messag
         some = [a for a in annotations if a.type is kind]
         if len(some) < 2:
             continue
-        close = np.triu(likeness(kind, some, some) >= rules.close_distance, 1)
-        for i, j in zip(*np.nonzero(close), strict=True):
-            apart = float(likeness(kind, [some[i]], [some[j]])[0, 0])
-            text = f"Item {key}: annotations are too close: {some[i]}, {some[j]}, distance = {apart:g}"
+        for i, j, value in zip(*alike_pairs(kind, some, rules.close_distance), strict=True):
+            text = f"Item {key}: annotations are too close: {some[i]}, {some[j]}, distance = {value:g}"
             messages.append(("AnnotationsTooCloseError", text, []))

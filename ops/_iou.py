@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ from rayds.annotations import Annotation, Points, Polygon, PolyLine
 from rayds.schema import AnnotationType as T
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+AREAS = frozenset((T.bbox, T.rotated_bbox, T.ellipse, T.polygon, T.mask))
+PAIRS = 1 << 20  # pairs of boxes that are looked at at a time
 
 SIGMA = 0.1  # of key points, where a dataset does not tell
 PIXELS = 4 << 20  # of the canvas on which polygons without an image are drawn
@@ -20,10 +25,15 @@ PIXELS = 4 << 20  # of the canvas on which polygons without an image are drawn
 def box_iou(a: Any, b: Any) -> Floats:
     """IoU of boxes x, y, w, h, shape (n, 4) and (m, 4): (n, m)."""
     a, b = np.asarray(a, float).reshape(-1, 4), np.asarray(b, float).reshape(-1, 4)
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
-    both = np.clip(high - low, 0, None).prod(2)
-    either = a[:, None, 2:].prod(2) + b[None, :, 2:].prod(2) - both
+    return _pairwise_box_iou(a[:, None], b[None])
+
+
+def _pairwise_box_iou(a: Floats, b: Floats) -> Floats:
+    """IoU of boxes, shape (..., 4) each, one with one."""
+    low = np.maximum(a[..., :2], b[..., :2])
+    high = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+    both = np.clip(high - low, 0, None).prod(-1)
+    either = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - both
     return np.where(either > 0, both / np.where(either > 0, either, 1), 0.0)
 
 
@@ -125,6 +135,59 @@ def likeness(kind: T, a: Sequence[Annotation], b: Sequence[Annotation]) -> Float
     if kind in (T.bbox, T.ellipse, T.rotated_bbox):
         return box_iou([x.get_bbox() for x in a], [x.get_bbox() for x in b])
     return np.array([[float(_bare(x) == _bare(y)) for y in b] for x in a]).reshape(len(a), len(b))
+
+
+def alike_pairs(kind: T, annotations: Sequence[Annotation], least: float) -> tuple[Ints, Ints, Floats]:
+    """(i, j, how alike) of the pairs i < j of a list that are `least` alike or more, and not 0.
+
+    Of shapes with an area only those are looked at whose boxes overlap: memory and time are theirs, not those of all pairs.
+    """
+    if kind not in AREAS:
+        found = np.triu(likeness(kind, annotations, annotations), 1)
+        i, j = np.nonzero((found >= least) & (found > 0))
+        return i, j, found[i, j]
+    boxes = np.array([x.get_bbox() for x in annotations], float).reshape(-1, 4)
+    parts = [(i, j, _area_likeness(kind, annotations, boxes, i, j)) for i, j in _overlapping(boxes)]
+    kept = [(i[keep], j[keep], v[keep]) for i, j, v in parts for keep in [(v >= least) & (v > 0)]]
+    none = np.zeros(0, np.int64)
+    i, j, value = (np.concatenate([none, *(p[k] for p in kept)]) for k in range(3))
+    order = np.lexsort((j, i))
+    return i[order].astype(np.int64), j[order].astype(np.int64), value[order]
+
+
+def _area_likeness(kind: T, annotations: Sequence[Annotation], boxes: Floats, i: Ints, j: Ints) -> Floats:
+    """IoU of the pairs i, j of shapes of one of the types AREAS."""
+    some: Any = annotations
+    if kind is T.polygon:
+        return np.array(
+            [_drawn_iou(some[a].points, some[b].points) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
+        )
+    if kind is not T.mask:
+        return _pairwise_box_iou(boxes[i], boxes[j])
+    out = np.zeros(len(i))
+    order = np.argsort(i, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(i[order]) != 0)) if len(i) else order
+    for rows in np.split(order, starts[1:]):
+        if len(rows):
+            out[rows] = mask_iou([some[i[rows[0]]].rle], [some[k].rle for k in j[rows].tolist()])[0]
+    return out
+
+
+def _overlapping(boxes: Floats) -> Iterator[tuple[Ints, Ints]]:
+    """The pairs i < j of boxes that overlap, some at a time."""
+    order = np.argsort(boxes[:, 0], kind="stable")
+    low, high = boxes[order, :2], boxes[order, :2] + boxes[order, 2:]
+    # A box overlaps those that begin after it and before its end, along x.
+    count = np.maximum(np.searchsorted(low[:, 0], high[:, 0]) - np.arange(len(boxes)) - 1, 0)
+    sums = np.cumsum(count)
+    cuts = np.searchsorted(sums, np.arange(PAIRS, int(sums[-1]) if len(sums) else 0, PAIRS))
+    for start, end in pairwise([0, *np.unique(cuts[cuts > 0]).tolist(), len(boxes)]):
+        n = count[start:end]
+        a = np.repeat(np.arange(start, end), n)
+        b = a + 1 + np.arange(len(a)) - np.repeat(np.cumsum(n) - n, n)
+        both = (low[a, 1] < high[b, 1]) & (low[b, 1] < high[a, 1])
+        i, j = order[a[both]], order[b[both]]
+        yield np.minimum(i, j), np.maximum(i, j)
 
 
 def _bare(annotation: Annotation) -> Annotation:

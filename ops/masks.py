@@ -48,7 +48,7 @@ class _ToMasks(Op):
             columns = columns_of(view.rows)
             sizes = sizes_of(block)[view.item[rows]]
             counts = drawn(outlines(columns, view.type, rows), sizes)
-            masks = mask_rows(len(rows), sizes[:, 0], sizes[:, 1], pa.array(counts, pa.string()))
+            masks = mask_rows(len(rows), sizes[:, 0], sizes[:, 1], counts)
             columns["mask"] = replaced(columns["mask"], rows, masks)
             columns["points"] = replaced(columns["points"], rows, pa.nulls(len(rows), columns["points"].type))
             columns["type"] = replaced(

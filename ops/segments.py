@@ -42,7 +42,7 @@ def rles_of(columns: dict[str, pa.Array], view: Flat, rows: Ints, sizes: Ints) -
         out[k] = {"size": [m["height"], m["width"]], "counts": m["counts"]}
     shapes = np.flatnonzero(types == T.polygon)
     texts = drawn(outlines(columns, view.type, rows[shapes]), sizes[shapes])
-    for k, text in zip(shapes.tolist(), texts, strict=True):
+    for k, text in zip(shapes.tolist(), texts.to_pylist(), strict=True):
         out[k] = {"size": sizes[k].tolist(), "counts": text}
     return out
 

@@ -51,6 +51,8 @@ class Operating:
         def build(engine: Engine) -> Blocks:
             blocks = own._build(engine)
             if isinstance(made, Surveying):
+                if (kept := engine.kept(blocks, own._size)) is not None:
+                    return made.run(engine, kept)
                 less = own._narrowed(made.columns)
                 # not built twice: each operation before that surveys would survey twice as often
                 return made.run_after(engine, blocks, blocks if less is own else less._build(engine))

@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 SCALE = 5  # the grid: fine steps in a pixel
 MIDDLE = SCALE // 2  # a column is crossed between this step and the next one
 FAR = float(1 << 40)  # coordinates beyond are drawn as if they were there
-CROSSINGS = 1 << 18  # about as many are computed at a time, so that they stay in the cache
+CROSSINGS = 1 << 17  # about as many are computed at a time, so that they stay in the cache
 PIXELS = 1 << 32  # of all masks of a chunk: places are numbered through with 32 bits
 TEXT_BYTES = 1 << 31
 
@@ -56,7 +56,9 @@ class _Chunk:
 
 def _chunks(values: Floats, lengths: Ints, height: Ints, width: Ints) -> Iterator[_Chunk]:
     """The polygons, some at a time: at least one, or so many that bounds of crossings and pixels hold."""
-    points = values[: len(values) // 2 * 2].reshape(-1, 2) if not (lengths & 1).any() else _even(values, lengths)
+    points = (
+        values[: len(values) // 2 * 2].reshape(-1, 2) if not (lengths & 1).any() else _even(values, lengths)
+    )
     number = lengths // 2
     ends = np.cumsum(number)
     pixels = height * width + 1  # and one for the end
@@ -143,7 +145,9 @@ class _Edges:
     def flat(self) -> npt.NDArray[np.uint32]:
         """The crossings of edges that are at least as wide as high: the grid's row before or after the middle, the upper of both."""
         start = SCALE * self.first + MIDDLE - self.x + (self.slope < 0)
-        step = self._each(start - SCALE * self._places()) + SCALE * np.arange(self.count.sum(), dtype=np.float64)
+        step = self._each(start - SCALE * self._places()) + SCALE * np.arange(
+            self.count.sum(), dtype=np.float64
+        )
         step *= self._each(self.slope)
         step += self._each(self.y)
         step += 0.5
@@ -173,7 +177,9 @@ class _Edges:
     def _pixels(self, rows: Floats) -> npt.NDArray[np.uint32]:
         """The numbers of the pixels on the rows of the fine grid, columns following one another."""
         height = self._each(self.height.astype(np.int32))
-        row = np.clip(rows, -SCALE, SCALE * (height + 1.0)).astype(np.int32)  # beyond, it does not matter where
+        row = np.clip(rows, -SCALE, SCALE * (height + 1.0)).astype(
+            np.int32
+        )  # beyond, it does not matter where
         row += SCALE - 1 - MIDDLE
         row //= SCALE
         np.clip(row, 0, height, out=row)
@@ -206,27 +212,30 @@ def _runs(crossings: npt.NDArray[np.uint32], chunk: _Chunk) -> tuple[Ints, Ints]
 def _texts(runs: Ints, sizes: Ints) -> tuple[npt.NDArray[np.uint8], Ints]:
     """(the characters of all masks, how many each has): from the fourth run on its difference to the one before the last,
     5 bits a character, low ones first, 0x20 where more follow."""
+    kind = np.int32 if runs.max(initial=0) < 1 << 30 else np.int64
+    runs = runs.astype(kind)
     numbers = runs.copy()
     numbers[2:] -= runs[:-2]
     first = np.cumsum(sizes) - sizes
     for k in range(3):
         at = first[sizes > k] + k
         numbers[at] = runs[at]
-    size = np.ones(len(numbers), np.int64)
-    magnitude = numbers ^ (numbers >> 63)
-    for bits in (4, 9, 14, 19, 24, 29):
-        longer = magnitude >= 1 << bits
-        if not longer.any():
+    size = np.ones(len(numbers), np.uint8)
+    magnitude = numbers ^ (numbers >> kind(31))
+    longer = np.flatnonzero(magnitude >= 1 << 4)
+    for bits in (9, 14, 19, 24, 29, 34):
+        size[longer] += 1
+        longer = longer[magnitude[longer] >= 1 << bits]
+        if not len(longer):
             break
-        size += longer
-    ends = np.cumsum(size)
+    ends = np.cumsum(size, dtype=np.int64)
     out = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
-    out[ends - 1] = (numbers >> 5 * (size - 1) & 0x1F) + 48
+    out[ends - 1] = (numbers & 0x1F) + kind(48)  # right where there is one character
     longer = np.flatnonzero(size > 1)
-    k = 0
-    while len(longer):
-        out[ends[longer] - size[longer] + k] = (numbers[longer] >> 5 * k & 0x1F) + (48 + 0x20)
-        k += 1
-        longer = longer[size[longer] > k + 1]
+    numbers, left, place = numbers[longer], size[longer], ends[longer] - size[longer]
+    while len(numbers):
+        out[place] = (numbers & 0x1F) + kind(48) + np.where(left > 1, kind(0x20), kind(0))
+        goes_on = left > 1
+        numbers, left, place = numbers[goes_on] >> kind(5), left[goes_on] - np.uint8(1), place[goes_on] + 1
     last = np.cumsum(sizes) - 1
     return out, np.diff(ends[last], prepend=0)

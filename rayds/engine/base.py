@@ -153,6 +153,14 @@ class Engine(ABC):
         fn gets pieces of at most `rows` rows, error rows included. Only `iterate` and what passes it on may follow.
         """
 
+    def kept(self, blocks: Blocks, size: int) -> Blocks | None:
+        """The blocks for two passes, of which the second need not read again; None where that does not pay.
+
+        size: bytes of the files that they are read from, 0 for unknown.
+        """
+        del blocks, size
+        return None
+
     @abstractmethod
     def materialize(self, blocks: Blocks) -> Any:
         """The blocks computed and held in the engine's memory; for `adopt`."""

@@ -6,8 +6,10 @@ Memory is bounded by the blocks in flight: a few for each thread. ``by_key`` spi
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ T = TypeVar("T")
 
 SPILL_BYTES = 512 << 20
 MAX_PARTITIONS = 256
+KEPT_BYTES = 256 << 20  # of blocks that are kept between two passes
 AHEAD = 2  # pieces for each thread that `expand` makes before they are asked for
 
 
@@ -167,11 +170,37 @@ class LocalEngine(Engine):
         ahead = 1 + AHEAD * self.workers
         return LocalBlocks(lambda: ordered_map(fn, pieces(), self.workers, ahead))
 
+    def kept(self, blocks: LocalBlocks, size: int) -> LocalBlocks | None:
+        return LocalBlocks(_Kept(partial(self.iterate, blocks))) if size <= KEPT_BYTES else None
+
     def materialize(self, blocks: LocalBlocks) -> list[Block]:
         return list(self.iterate(blocks))
 
     def adopt(self, held: list[Block]) -> LocalBlocks:
         return LocalBlocks(lambda: iter(held))
+
+
+class _Kept:
+    """Makes blocks, and keeps those of the first pass for the second, unless they are too big."""
+
+    def __init__(self, make: Callable[[], Iterator[Block]]) -> None:
+        self.make = make
+        self.held: deque[Block] | None = None
+
+    def __call__(self) -> Iterator[Block]:
+        held, self.held = self.held, None
+        if held is not None:
+            while held:
+                yield held.popleft()
+            return
+        held, size = deque(), 0
+        for block in self.make():
+            if held is not None:
+                size += block.nbytes
+                held.append(block)
+                held = held if size <= KEPT_BYTES else None
+            yield block
+        self.held = held
 
 
 def _full(blocks: Iterator[Block]) -> Iterator[Block]:

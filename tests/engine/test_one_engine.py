@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from engine_blocks import Recorder, expected_ids, ids_of, items, read
 
+from rayds.engine import local
 from rayds.engine.base import Block, Engine, Position
 from rayds.engine.local import LocalEngine
 from rayds.errors import EngineError
@@ -62,6 +63,40 @@ def test_local_reads_only_a_few_blocks_ahead(workers: int) -> None:
     seen = made
     time.sleep(0.3)
     assert made == seen
+
+
+def test_local_keeps_small_blocks_for_a_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+
+    def counted(shard: int) -> Iterator[Block]:
+        reads.append(shard)
+        return read(shard)
+
+    engine = LocalEngine(2)
+
+    def passes(n: int) -> list[list[str]]:
+        reads.clear()
+        kept = engine.kept(engine.map(engine.source(range(3), counted), lambda block: block), 0)
+        assert kept is not None
+        return [ids_of(engine, kept) for _ in range(n)]
+
+    assert passes(2) == [expected_ids(3)] * 2
+    assert len(reads) == 3
+    assert passes(3) == [expected_ids(3)] * 3  # the second pass lets go of what it had
+    assert len(reads) == 6
+    monkeypatch.setattr(local, "KEPT_BYTES", 10)
+    assert passes(2) == [expected_ids(3)] * 2
+    assert len(reads) == 6
+    assert engine.kept(engine.source(range(3), counted), 11) is None
+
+
+def test_local_keeps_nothing_of_a_pass_that_did_not_end() -> None:
+    engine = LocalEngine(1)
+    kept = engine.kept(engine.source(range(3), read), 0)
+    stream = engine.iterate(kept)
+    next(stream)
+    stream.close()
+    assert ids_of(engine, kept) == expected_ids(3)
 
 
 # Ray only

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayds.checks import finite_coordinates
 from rayds.edits import dump_edits, load_edits
 from rayds.engine.base import Block
 from rayds.errors import DataError
@@ -103,7 +104,7 @@ def sized(block: Block) -> tuple[Block, dict[int, DataError]]:
     """(the block with the sizes of its images, the rows that can't be changed as theirs is not known).
 
     Only items that have an image, or annotations with a place in one, need a size. Masks that are broken, or are of
-    another size than the image, make a row bad, too.
+    another size than the image, and coordinates that are not finite make a row bad, too.
     """
     block, failed = fill_sizes(block)
     view = flat(block)
@@ -125,7 +126,17 @@ def sized(block: Block) -> tuple[Block, dict[int, DataError]]:
             ),
         )
     _check_masks(block, view, ids, unknown, failed)
+    _check_coordinates(view, ids, failed)
     return block, failed
+
+
+def _check_coordinates(view: Flat, ids: pa.Array, failed: dict[int, DataError]) -> None:
+    for i in np.flatnonzero(~finite_coordinates(view)).tolist():
+        row = int(view.item[i])
+        what = "a coordinate of an annotation is no finite number"
+        failed.setdefault(
+            row, DataError(what, item=ids[row].as_py(), remedy="Correct or remove the annotation")
+        )
 
 
 def _check_masks(

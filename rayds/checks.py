@@ -19,7 +19,7 @@ def writable_items(known: int, policy: OnError, block: pa.Table) -> pa.Table:
     a mask whose run lengths don't fill it (libraries crash on those)."""
     view = flat(block)
     labels = view.numpy("label", -1)
-    finite = _finite(view)
+    finite = finite_coordinates(view)
     wrong = np.flatnonzero((labels >= known) | ~finite | _broken_masks(view))
     errors: list[dict[str, Any]] = []
     keep = np.ones(block.num_rows, bool)
@@ -36,7 +36,7 @@ def writable_items(known: int, policy: OnError, block: pa.Table) -> pa.Table:
     return good if policy is OnError.RAISE else with_errors(good, errors)
 
 
-def _finite(view: Flat) -> Any:
+def finite_coordinates(view: Flat) -> Any:
     """Whether all coordinates of each annotation are finite numbers."""
     points = view.column("points")
     good = np.ones(len(view), bool)

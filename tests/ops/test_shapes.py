@@ -225,3 +225,11 @@ def test_what_is_true_no_more_goes(engine: Any) -> None:
     made = after(one(engine, dm.Polygon([0, 0, 9, 0, 9, 9], extra=extra)), "polygons_to_masks")
     assert made[0].extra == {"coco": {"own": 1}}
     assert json.dumps(extra) == '{"coco": {"area": 12.5, "own": 1}}'
+
+
+@pytest.mark.parametrize("name", ["polygons_to_masks", "crop_covered_segments"])
+def test_a_polygon_with_a_coordinate_that_is_no_number_is_a_bad_item(engine: Any, name: str) -> None:
+    dataset = one(engine, dm.Polygon([0, 0, float("nan"), 0, 5, 5]), dm.Polygon(DUMMY))
+    with pytest.raises(DataError, match="no finite number") as found:
+        list(dataset.transform(name))
+    assert found.value.item == "a"

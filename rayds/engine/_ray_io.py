@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 from rayds.engine._isolate import MAX_CRASHES, Isolation, first_poison
-from rayds.engine.base import Block, LostError, Position, Writer, add_counts
+from rayds.engine.base import Block, LostError, Position, Writer, add_counts, rechunked
 from rayds.errors import DataError, EngineError
 
 # Ray's functions have no types.
@@ -248,7 +249,7 @@ class WriteSink(_Sink):
     """Drives a Writer.
 
     starts: the position of each task's first block; None when tasks get one block each, whose number is the
-    task's. tally: an actor of Tally that is told of written rows, or None.
+    task's. Where the writer wants blocks of a fixed number of rows, those of a task are cut so. tally: an actor of Tally that is told of written rows, or None.
     """
 
     def __init__(
@@ -259,19 +260,23 @@ class WriteSink(_Sink):
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> Written:
         with carrying():
-            return self._write(list(_full(blocks)), ctx.task_idx)
+            return self._write(_full(blocks), ctx.task_idx)
 
-    def _write(self, full: list[Block], task: int) -> Written:
-        if full:
-            bound_attempts(lambda: f"writing {describe(full[0])}", self.retries)
+    def _write(self, blocks: Iterator[Block], task: int) -> Written:
         if self.starts is None:
-            full = [pa.concat_tables(full)] if len(full) > 1 else full
+            full = list(blocks)
+            blocks = iter([pa.concat_tables(full)] if len(full) > 1 else full)
             position = Position(task)
         else:
+            if task not in self.starts:
+                raise EngineError("Ray Data did not write each shard in the task that reads it")
             position = self.starts[task]
+        if self.writer.rows:
+            blocks = rechunked(blocks, self.writer.rows)
         results, rows = [], 0
         alone = isolation(self.retries)
-        for block in full:
+        for block in blocks:
+            bound_attempts(partial(_writing, block), self.retries)
             results.append(
                 write_alone(self.writer, block, position, alone)
                 if alone
@@ -285,6 +290,10 @@ class WriteSink(_Sink):
                 offsets = add_counts(offsets, self.writer.count(block))
             position = Position(position.index + 1, offsets)
         return Written(task, rows, results)
+
+
+def _writing(block: Block) -> str:
+    return f"writing {describe(block)}"
 
 
 def start_positions(counted: Iterable[Counted]) -> dict[int, Position]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,7 +37,7 @@ from rayds.engine._ray_io import (
     unions_in_turn,
 )
 from rayds.engine._ray_parts import PART, by_part, unpacked, with_part
-from rayds.engine.base import Block, Engine, Stage, Writer, guarded
+from rayds.engine.base import Block, Engine, Position, Stage, Writer, guarded
 from rayds.errors import EngineError
 from rayds.schema import empty_table
 
@@ -47,6 +47,9 @@ T = TypeVar("T")
 
 BLOCK_BYTES = 16 << 20
 PARTITION_BYTES = 64 << 20
+FUSED_BYTES = 192 << 20
+TASK_STRIDE = 1 << 20  # more than any task's blocks
+FUSED_TASKS = 4  # shards a CPU
 EXPAND_ROWS = 64
 RETRIES = 3
 _TASK, _ROW, _PARTIAL = "__task", "__row", "partial"
@@ -54,11 +57,17 @@ _TASK, _ROW, _PARTIAL = "__task", "__row", "partial"
 
 @dataclass(frozen=True)
 class RayBlocks:
-    """A lazy dataset, or None for no blocks at all. shards and size (bytes): of the source, to choose partitions."""
+    """A lazy dataset, or None for no blocks at all.
+
+    shards and size (bytes): of the source, to choose partitions. small: whether its shards are many, none of them big, and
+    a task each, so that each may be written where it is read. starts: the first item of every shard, where they tell it.
+    """
 
     dataset: ray.data.Dataset | None
     shards: int = 0
     size: int | None = None
+    small: bool = False
+    starts: tuple[int, ...] | None = None
 
 
 class RayEngine(Engine):
@@ -93,7 +102,16 @@ class RayEngine(Engine):
         with self._planning():
             source = ShardSource(shards, ray.put(read), self.retries)
             dataset = ray.data.read_datasource(source, override_num_blocks=len(shards))
-        return RayBlocks(dataset, len(shards), source.estimate_inmemory_data_size())
+            largest = max((getattr(shard, "size", None) or FUSED_BYTES + 1) for shard in shards)
+            small = largest <= FUSED_BYTES and len(shards) >= FUSED_TASKS * self._cpus()
+        starts = [getattr(shard, "first_item", None) for shard in shards]
+        return RayBlocks(
+            dataset,
+            len(shards),
+            source.estimate_inmemory_data_size(),
+            small,
+            None if None in starts else tuple(starts),
+        )
 
     def map(self, blocks: RayBlocks, fn: Stage) -> RayBlocks:
         return self._map(blocks, _bounded(guarded(fn), fn, self.retries))
@@ -137,8 +155,11 @@ class RayEngine(Engine):
             enable_true_multi_threading=True,
         )
         with self._planning():
+            apart = replace(
+                blocks, small=False, starts=None
+            )  # no shard is read by the task that goes on with it
             return self._map(
-                blocks,
+                apart,
                 _Actor,
                 fn_constructor_kwargs={"factory": factory, "retries": self.retries},
                 compute=pool,
@@ -208,15 +229,25 @@ class RayEngine(Engine):
     def write(
         self, blocks: RayBlocks, writer: Writer, progress: Callable[[int], None] | None = None
     ) -> list[Any]:
-        dataset = (self.rechunk(blocks, writer.rows) if writer.rows else blocks).dataset
+        where_read = blocks.small and not writer.needs_offsets
+        in_place = where_read and bool(writer.rows) and getattr(writer, "in_place", False) and blocks.starts
+        if writer.rows and not in_place:
+            blocks, where_read = self.rechunk(blocks, writer.rows), False
+        dataset = blocks.dataset
         if dataset is None:
             return []
         # Other arguments than those of maps keep Ray Data from fusing the write with them, so that a write task
         # gets one block: the blocks of one large shard are written side by side.
-        args = {"max_retries": self.retries}
+        args = {} if where_read else {"max_retries": self.retries}
         with _original_errors(), self._planning():
-            starts = None
-            if writer.needs_offsets:
+            starts: Mapping[int, Position] | None = None
+            if in_place:
+                assert blocks.starts
+                assert writer.rows
+                starts = {i: Position(first // writer.rows) for i, first in enumerate(blocks.starts)}
+            elif where_read:
+                starts = {i: Position(i * TASK_STRIDE) for i in range(blocks.shards)}
+            elif writer.needs_offsets:
                 dataset = dataset.materialize()
                 counter = CountSink(writer, self.retries)
                 dataset.write_datasink(counter, ray_remote_args=args)
@@ -293,7 +324,7 @@ class RayEngine(Engine):
             dataset = blocks.dataset.map_batches(
                 fn, batch_format="pyarrow", **{"batch_size": None, **options}
             )
-        return RayBlocks(dataset, blocks.shards, blocks.size)
+        return replace(blocks, dataset=dataset)
 
     def _cpus(self) -> float:
         total = float(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]

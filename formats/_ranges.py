@@ -55,7 +55,7 @@ class State:
 
 @dataclass
 class Run:
-    """Consecutive records with one comma between them: bytes start:end, count of them, and what was seen of them."""
+    """Consecutive records with one comma between them: bytes start:end, count of them (-1: not known), and what was seen of them."""
 
     start: int
     end: int
@@ -121,18 +121,18 @@ def find_marks(
         return marks
     step = max(MIN_RANGE, range_size)
     ranges = [(at, min(at + step, size), State() if at == 0 else None) for at in range(0, size, step)]
-    scan = partial(_scan_many, storage, name, size, look)
+    scan = partial(scan_many, storage, name, size, look)
     found: list[RangeMarks] = fold(ranges, scan, list.__add__)
-    states = _states(found)
+    states = states_of(found)
     wrong = [(m.start, m.end, state) for m, state in zip(found, states, strict=False) if m.assumed != state]
     if wrong:
         again = {m.start: m for m in fold(wrong, scan, list.__add__)}
         found = [again.get(m.start, m) for m in found]
-    _put_together(marks, found, states, storage, name, wanted)
+    put_together(marks, found, states, storage, name, wanted)
     return marks
 
 
-def _states(found: Sequence[RangeMarks]) -> list[State]:
+def states_of(found: Sequence[RangeMarks]) -> list[State]:
     """The true state where each range begins, and the one where the file ends."""
     states = [State()]
     for m in found:
@@ -141,9 +141,10 @@ def _states(found: Sequence[RangeMarks]) -> list[State]:
     return states
 
 
-def _put_together(
+def put_together(
     marks: Marks, found: Sequence[RangeMarks], states: list[State], storage: Storage, name: str, wanted: Any
 ) -> None:
+    """Set the pieces and the skeleton of marks by what the ranges say, or its error."""
     path, read = storage.path(name), reader(storage, name)
     outline = Outline(path, wanted)
     try:
@@ -176,7 +177,7 @@ def _walk(marks: Marks, found: Sequence[RangeMarks], outline: Outline, read: Rea
             else:
                 piece = Piece(run.start, run.end, run.count, run.seen, outline.section, count)
                 marks.pieces.append(piece)
-                count += run.count
+                count += max(run.count, 0)
             end = run.end
     return end
 
@@ -187,7 +188,7 @@ def _text(read: Read, start: int, end: int) -> bytes:
     return without_bom(read(start, end)) if start == 0 else read(start, end)
 
 
-def _scan_many(
+def scan_many(
     storage: Storage, name: str, size: int, look: Look | None, part: tuple[int, int, State | None]
 ) -> list[RangeMarks]:
     start, end, state = part
@@ -352,11 +353,29 @@ class _RangeScanner(RecordScanner):
 
 
 class PieceScanner(RecordScanner):
-    """The records of a piece: whole records of one section with commas between, at some place of a file."""
+    """The records of a piece: whole records of one section with commas between, at some place of a file.
 
-    def __init__(self, read: Read, name: str, piece: Run, section: str, marks: bool = False) -> None:
+    ends_with: a comma or nothing, what must stand behind the last record; then DataError is raised unless the piece is what
+    it was taken for (see rayds.formats._sketch). None: it is known to be.
+    """
+
+    def __init__(
+        self,
+        read: Read,
+        name: str,
+        piece: Run,
+        section: str,
+        marks: bool = False,
+        ends_with: bytes | None = None,
+    ) -> None:
         super().__init__(None, name, (section,))  # type: ignore[arg-type]
-        self.read, self.piece, self.section, self.marks = read, piece, section, marks
+        self.read, self.piece, self.section, self.marks, self.ends_with = (
+            read,
+            piece,
+            section,
+            marks,
+            ends_with,
+        )
         self._depth, self._pending_at = self._record_depth - 1, piece.start
 
     def records(self) -> Iterator[Records]:
@@ -370,8 +389,24 @@ class PieceScanner(RecordScanner):
             at += len(chunk)
         if self._count != self.piece.count >= 0:
             raise file_changed(self.name, self.piece)
+        if self.ends_with is not None:
+            self._prove(self._ends_well(), self._pending_at)
+
+    def _ends_well(self) -> bool:
+        rest = self._pending.strip(b" \t\r\n")
+        whole = self._open is None and not self._in_string and self._depth == self._record_depth - 1
+        return whole and rest == self.ends_with and self._count > 0
+
+    def _prove(self, right: bool, at: int) -> None:
+        if not right:
+            raise DataError("not only records with one comma between", file=self.name, place=f"byte {at}")
 
     def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
+        if self.ends_with is not None:
+            special = self._special(data, base, np.append(base, ends[:-1]), starts, quotes)
+            if self._count == 0:
+                special[0] = int(starts[0]) != self.piece.start
+            self._prove(not special.any(), int(starts[np.argmax(special)]))
         inner = np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)
         made = Records(self.section, data, starts - base, ends - base, base, inner, self._count)
         if self.marks:

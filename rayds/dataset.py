@@ -123,7 +123,7 @@ class Dataset(Feeding, Operating):
             ctx = ReadContext(root, made, plan.categories, policy, columns=columns)
             if isinstance(engine, LocalEngine):
                 ctx.workers = max(1, engine.workers // max(1, len(plan.shards)))
-                ctx.restartable = engine.restartable
+            ctx.restartable, ctx.align = engine.restartable, engine.align
             return ShardReader(fmt, ctx)
 
         def blocks(engine: Engine, columns: frozenset[str] | None = None) -> Blocks:
@@ -416,12 +416,14 @@ class Dataset(Feeding, Operating):
             )
 
         found = make_engine(engine if engine is not None else self._engine, size=self._size)
-        if isinstance(found, LocalEngine) and not (resume and was_restarted(ctx.out)):
+        whole = ctx.on_error is OnError.RAISE and len(self._sources) == 1 and not self._steps
+        align = fmt.rows_per_block(options) if whole else None
+        if not (resume and was_restarted(ctx.out)):
             try:  # nothing is published before the end: readers may go ahead of what they know
-                return run(LocalEngine(found.workers, found.spill_bytes, restartable=True))
+                return run(found.for_job(restartable=True, align=align))
             except Restart:
                 pass
-        return run(found)
+        return run(found.for_job(align=align))
 
 
 def _from_tables(tables: list[pa.Table]) -> Build:

@@ -171,11 +171,10 @@ def export(
     inputs = tuple(source.path for source in sources)
     shards = sources[0] if len(sources) == 1 and not steps and sources[0].by_shards(engine) else None
     what = identity(fmt, ctx, sources, steps) | {"read_shard_by_shard": shards is not None}
-    ahead = bool(getattr(engine, "restartable", False))
 
     def run() -> Report:
         job = Job(ctx.out, fmt, what, resume=resume)
-        with job.held(inputs, overwrite=overwrite, restartable=ahead):
+        with job.held(inputs, overwrite=overwrite, restartable=engine.restartable):
             if job.report is None:
                 look_first(engine, blocks, fmt, ctx, job.partial, strict=strict)
                 own = replace(ctx, out=job.partial.data)
@@ -256,7 +255,8 @@ class Writing:
         self, blocks: Blocks, inner: ExportWriter, rest: Rest, progress: Callable[[int], None] | None
     ) -> list[Unit]:
         """Write the rest; units that had been written come with what their records say."""
-        writer = UnitWriter(inner, self.job.partial, rest, self.job.run)
+        in_place = inner.rows is not None and inner.rows == self.engine.align
+        writer = UnitWriter(inner, self.job.partial, rest, self.job.run, in_place)
         found: list[list[Unit]] = self.engine.write(blocks, writer, progress)
         return [self.job.units[u.number] if u.part is None else u for units in found for u in units]
 

@@ -162,6 +162,7 @@ class ReadContext:
 
     restartable: nothing that the reader yields is final yet; it may yield early what it expects to be true of the
     rest of the source, and raise Restart when it is not: then all is thrown away and read again without this.
+    align: see Engine.align.
     columns: those of the item table that are wanted (id and subset among them), None: all; a reader that can may
     leave the others empty.
     root: the dataset's folder. workers: threads that the reader may use itself. bad(): report a bad item;
@@ -175,6 +176,7 @@ class ReadContext:
     workers: int = 1
     block_rows: int = field(default_factory=block_rows)
     restartable: bool = False
+    align: int | None = None
     columns: frozenset[str] | None = None
     errors: list[dict[str, Any]] = field(default_factory=list)
 

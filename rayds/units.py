@@ -239,12 +239,16 @@ def merged(runs: Iterable[tuple[int, int]]) -> Runs:
 
 @dataclass
 class UnitWriter:
-    """Drives `inner` unit by unit and records each; leaves out what earlier runs wrote. See rayds.engine.base.Writer."""
+    """Drives `inner` unit by unit and records each; leaves out what earlier runs wrote. See rayds.engine.base.Writer.
+
+    in_place: all shards begin at multiples of `rows` items, if they tell where they begin.
+    """
 
     inner: Inner
     partial: Partial
     rest: Rest
     run: str
+    in_place: bool = False
 
     def __post_init__(self) -> None:
         self.rows, self.needs_offsets = self.inner.rows, self.inner.needs_offsets

@@ -100,6 +100,52 @@ def order_of(records: Records) -> Order:
     return Order(at, ids, images)
 
 
+@dataclass(frozen=True)
+class Ids:
+    """The place, id and image id of consecutive records; ids is None where not every record surely has both."""
+
+    places: Ints
+    ids: Ints | None
+    images: Ints
+
+    def merge(self, later: Ids) -> Ids:
+        """Those of these records and the ones after them."""
+        ids = None if self.ids is None or later.ids is None else np.concatenate([self.ids, later.ids])
+        places = np.concatenate([self.places, later.places])
+        return Ids(places, ids, np.concatenate([self.images, later.images]))
+
+    @property
+    def turn(self) -> int:
+        """Which is the first record of another image than that of the first record; 0: none."""
+        return int(np.argmax(self.images != self.images[0]))
+
+
+def ids_of(records: Records) -> Ids:
+    """The ids of some records, which come with their marks."""
+    places = records.base + records.starts
+    none = np.zeros(0, np.int64)
+    if _has_escaped_ascii(records):
+        return Ids(places, None, none)
+    braces = _inner_braces(records)
+    ids, images = (_plain_integers(records, braces, key) for key in (b"id", b"image_id"))
+    return Ids(places, None, none) if ids is None or images is None else Ids(places, ids, images)
+
+
+def order_between(one: Ids, following: Ids) -> Order | None:
+    """What the order of the records of a range should be by its first ones and those of the next range; None where
+    the records don't seem to be in order, or do not show where another image begins."""
+    if one.ids is None or following.ids is None or not (one.turn and following.turn):
+        return None
+    first, last = int(one.ids[0]), int(following.ids[0]) - 1
+    image, next_image = int(one.images[0]), int(following.images[0])
+    if last < first or next_image <= image:
+        return None
+    ids = Numbers(first, last, first, last, True, True, True)
+    turn = int(one.places[one.turn])
+    images = Numbers(image, next_image, image, next_image, False, True, False, turn)
+    return Order(int(one.places[0]), ids, images)
+
+
 def _has_escaped_ascii(records: Records) -> bool:
     text: Any = records.data[records.starts[0] : records.ends[-1]]
     return _ESCAPED_ASCII.search(text) is not None

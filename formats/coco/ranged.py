@@ -1,9 +1,10 @@
 """Reading the annotation files of a COCO subset by byte ranges, in tasks side by side; equal to what SubsetReader gives.
 
 1. Every range is scanned for its marks (rayds.formats._ranges), every image read for its id: then the driver knows which
-   bytes hold what, and the number of every image. 2. Where annotations surely come in the order of the images, each
-   task reads those of some consecutive images. Else every task reads the annotations of a range, and the engine
-   brings the rows of `block_rows` consecutive images together.
+   bytes hold what, and the number of every image. Where a job may start again, ranges of annotations that seem to be in order
+   are not scanned (rayds.formats._sketch): the tasks prove that they are. 2. Where annotations surely come in the order of the
+   images, each task reads those of some consecutive images. Else every task reads the annotations of a range, and the
+   engine brings the rows of `block_rows` consecutive images together.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.engine.base import Block, Blocks, Engine
-from rayds.errors import OnError
-from rayds.format import ReadContext, Shard, read_checked
+from rayds.errors import DataError, OnError
+from rayds.format import ReadContext, Restart, Shard, read_checked
 from rayds.formats._ranges import PieceScanner, Run, file_changed, find_marks, reader, whole_files
+from rayds.formats._sketch import sketch_marks
+from rayds.formats.coco.cuts import aligned_cuts
 from rayds.formats.coco.items import SPATIAL, Assembly, Ints, part_of, skeleton_errors, stranger_errors
 from rayds.formats.coco.layout import SECTIONS, TASKS
 from rayds.formats.coco.merge import SOURCES, Grouping, ascending
-from rayds.formats.coco.order import Order, order_of
+from rayds.formats.coco.order import Ids, Order, ids_of, order_between, order_of
 from rayds.formats.coco.panoptic import panoptic_rows
 from rayds.formats.coco.ranged_ids import find_repeated
 from rayds.formats.coco.ranged_images import Images, MarkedFile, number_images
-from rayds.formats.coco.rows import MARKED, Rows, annotations_of
+from rayds.formats.coco.rows import MARKED, NO_ID, Rows, annotations_of
 from rayds.schema import ANNOTATION_TYPE, empty_table
 
 ONLY_IMAGES = 16  # blocks of images without annotations that one task reads
@@ -41,6 +44,16 @@ ONLY_IMAGES = 16  # blocks of images without annotations that one task reads
 _EXCHANGED = pa.schema(
     [("bucket", pa.int64()), ("key", pa.int64()), ("row", ANNOTATION_TYPE), ("problem", pa.string())]
 )
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What annotation records that were not scanned must show: ids that rise, from `low` on and below `high` (None: any), and what
+    stands behind the last one (see PieceScanner)."""
+
+    low: int | None
+    high: int | None
+    ends_with: bytes
 
 
 @dataclass(frozen=True)
@@ -52,11 +65,16 @@ class Source:
     name: str
     run: Run
     first: int
+    proof: Proof | None = None
+
+    def doubt(self, error: DataError) -> Exception:
+        """What to raise instead of an error: where something was taken for granted, all is read again without that."""
+        return error if self.proof is None else Restart(str(error))
 
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive items lo:hi with the records that hold all their annotations."""
+    """Consecutive items lo:hi with the records that hold all their annotations. first_item: lo, where it was chosen (Engine.align)."""
 
     name: str
     lo: int
@@ -64,6 +82,7 @@ class Span:
     source: Source | None
     size: int | None = None
     file: str | None = None
+    first_item: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,16 +107,25 @@ class RangeReader:
 
     def parse(self, source: Source) -> Iterator[Rows]:
         """The rows of some annotation records, a window's worth at a time."""
-        ctx, path = self.ctx, self.ctx.root.path(source.name)
+        ctx, path, proof = self.ctx, self.ctx.root.path(source.name), source.proof
         mark = source.task if source.task in MARKED else None
-        scanner = PieceScanner(reader(ctx.root, source.name), path, source.run, "annotations")
-        first = source.first
-        for records in scanner.records():
-            if source.task == "panoptic":
-                yield panoptic_rows(records, source.name, ctx, self.labels)
-            else:
-                yield annotations_of(records, path, self.labels, mark, first)
-            first += len(records)
+        ends_with = proof.ends_with if proof else None
+        scanner = PieceScanner(
+            reader(ctx.root, source.name), path, source.run, "annotations", ends_with=ends_with
+        )
+        first, low = source.first, proof.low if proof else None
+        try:
+            for records in scanner.records():
+                if source.task == "panoptic":
+                    yield panoptic_rows(records, source.name, ctx, self.labels)
+                else:
+                    made = annotations_of(records, path, self.labels, mark, first)
+                    if proof:
+                        low = _proved(made, low, proof.high, path)
+                    yield made
+                first += len(records)
+        except DataError as e:
+            raise source.doubt(e) from e
 
     def placed(self, source: Source, ctx: ReadContext) -> Iterator[tuple[Rows, Ints]]:
         """(rows, item of each); what is wrong is reported."""
@@ -109,6 +137,8 @@ class RangeReader:
             if not known.all():
                 strange = np.flatnonzero(~known)
                 for error in stranger_errors(made, strange, ctx.root.path(source.name)):
+                    if source.proof:
+                        raise source.doubt(error)
                     ctx.bad(error, self.assembly.subset)
                 made, item = part_of(made, np.flatnonzero(known)), item[known]
             if exclude:  # only now: what else is wrong with these records is told too
@@ -148,7 +178,7 @@ class RangeReader:
                 if not len(item):
                     continue
                 if item[0] < span.lo + sent * size or item[-1] >= span.hi or np.any(item[1:] < item[:-1]):
-                    raise file_changed(ctx.root.path(span.source.name), span.source.run)
+                    raise span.source.doubt(file_changed(ctx.root.path(span.source.name), span.source.run))
                 grouping.add(made.rows, item - span.lo, TASKS.index(span.source.task))
                 while sent < (int(item[-1]) - span.lo) // size:
                     yield block()
@@ -203,6 +233,18 @@ class RangeReader:
             yield self.table(lo, hi, rows.slice(a, b - a), own // SOURCES - lo, own % SOURCES)
 
 
+def _proved(made: Rows, low: int | None, high: int | None, path: str) -> int | None:
+    """The id that the next ones must be above; raises DataError when these records are not all good ones, with ids that rise."""
+    ids = made.ids
+    right = not made.errors and bool(np.all(ids > NO_ID)) and bool(np.all(ids[1:] > ids[:-1]))
+    if right and len(ids):
+        right = (low is None or ids[0] >= low) and (high is None or ids[-1] < high)
+        low = int(ids[-1]) + 1
+    if not right:
+        raise made.errors[0] if made.errors else DataError("annotation ids do not rise", file=path)
+    return low
+
+
 def _exchanged(
     bucket: Ints, key: pa.Array | None = None, rows: pa.Array | None = None, problem: pa.Array | None = None
 ) -> Block:
@@ -223,8 +265,10 @@ def read_by_ranges(
     subset: str = shard.data["subset"]
     reason = whole_files(ctx.root)
     files: list[MarkedFile] = []
+    ids: dict[int, int] | None = None
     if reason is None:
-        files = [_marked(engine, ctx, t, f, range_size, found) for t, f in shard.data["files"]]
+        files, ids = _sketched(engine, ctx, shard, range_size, found)
+        files = files or [_marked(engine, ctx, t, f, range_size, found) for t, f in shard.data["files"]]
         reason = _unfit(files, ctx)
     if reason:
         if forced:
@@ -237,7 +281,9 @@ def read_by_ranges(
     for error in errors:
         ctx.bad(error, subset)
     sources = list(_sources(files))
-    spans = _in_order(sources, images, shard, ctx.block_rows)
+    spans = _in_order(sources, images, shard, ctx, ids)
+    if spans is None and ids is not None:
+        raise Restart("annotations do not come in order")
     if spans is not None:
         blocks = engine.source(spans, own.read_span)
     else:
@@ -255,6 +301,31 @@ def _tell(shard: Shard, ctx: ReadContext, errors: list[dict[str, Any]]) -> Itera
         return iter(())
 
     return read_checked(read, shard, ctx, False)
+
+
+def _sketched(
+    engine: Engine, ctx: ReadContext, shard: Shard, range_size: int, found: dict[Any, Any]
+) -> tuple[list[MarkedFile], dict[int, int] | None]:
+    """(the file of a subset, the id of some annotations by their place), when a look at some of it is enough; else nothing."""
+    task, name = shard.data["files"][0]
+    if not ctx.restartable or len(shard.data["files"]) > 1 or task == "panoptic":
+        return [], None
+    key = ("sketch", name, ctx.root.size(name), range_size)
+    if key not in found:
+        found[key] = sketch_marks(
+            ctx.root, name, SECTIONS, range_size, engine.fold_inputs, order_of, ids_of, order_between
+        )
+    if found[key] is None:
+        return [], None
+    marks, glimpses = found[key]
+    if any(p.count < 0 and p.section != "annotations" for p in marks.pieces):
+        return [], None
+    ids: dict[int, int] = {}
+    for one in glimpses:
+        seen: Ids = one.seen
+        assert seen.ids is not None
+        ids |= {int(seen.places[k]): int(seen.ids[k]) for k in (0, seen.turn)}
+    return [MarkedFile(task, name, marks)], ids
 
 
 def _marked(
@@ -289,11 +360,16 @@ def _sources(files: Sequence[MarkedFile]) -> Iterator[Source]:
             first += piece.count
 
 
-def _in_order(sources: list[Source], images: Images, shard: Shard, block_rows: int) -> list[Span] | None:
-    """The spans to read, when annotations surely come in the order of the images; else None."""
+def _in_order(
+    sources: list[Source], images: Images, shard: Shard, ctx: ReadContext, ids: dict[int, int] | None
+) -> list[Span] | None:
+    """The spans to read, when annotations surely come in the order of the images; else None.
+
+    ids: of annotations by their place, where that is still to be proved by those who read them.
+    """
     total, name = images.total, shard.data["subset"]
     if not sources:
-        step = ONLY_IMAGES * block_rows
+        step = ONLY_IMAGES * ctx.block_rows
         cuts = [*range(0, total, step), total]
         return [Span(f"{name} from item {a}", a, b, None, file=shard.file) for a, b in pairwise(cuts)]
     order: Order = reduce(Order.merge, [s.run.seen for s in sources])
@@ -301,20 +377,32 @@ def _in_order(sources: list[Source], images: Images, shard: Shard, block_rows: i
     sure = sure and (sources[0].task == "panoptic" or (order.ids is not None and order.ids.rising))
     if not sure or len({s.file for s in sources}) > 1:
         return None
-    spans, lo, start = [], 0, sources[0].run.start
-    for before, source in pairwise([*sources, None]):
-        assert before is not None
-        end, hi = before.run.end, total
-        if source is not None:
-            edge, last = source.run.seen.images, before.run.seen.images.last
-            if edge.first == last and edge.turn < 0:
-                continue  # the whole piece belongs to the image that the last one ended with
-            end = edge.turn if edge.first == last else source.run.start
-            hi = int(np.searchsorted(images.ids, edge.first, side="right" if edge.first == last else "left"))
-        own = Source(before.file, before.task, before.name, Run(start, end, -1, None), 0)
-        spans.append(Span(f"{name} from byte {start}", lo, hi, own, end - start, shard.file))
-        lo, start = hi, end
+    places = _cuts(sources, images)
+    found = aligned_cuts(ctx.root, sources[0].name, places, images.ids, ctx.align) if ctx.align else None
+    if found is not None:
+        places = [(start, lo) for start, lo, _ in found]
+        ids = ids and {**ids, **{start: id for start, _, id in found if id is not None}}
+    spans = []
+    for (start, lo), (end, hi) in pairwise(places):
+        proof = None
+        if ids is not None:
+            proof = Proof(ids.get(start), ids.get(end), b"" if end == places[-1][0] else b",")
+        own = Source(sources[0].file, sources[0].task, sources[0].name, Run(start, end, -1, None), 0, proof)
+        first = lo if found is not None else None
+        spans.append(Span(f"{name} from byte {start}", lo, hi, own, end - start, shard.file, first))
     return spans
+
+
+def _cuts(sources: list[Source], images: Images) -> list[tuple[int, int]]:
+    """(byte, item) where annotations of another item begin, one for about each source, and the end of all."""
+    made = [(sources[0].run.start, 0)]
+    for before, source in pairwise(sources):
+        edge, last = source.run.seen.images, before.run.seen.images.last
+        if edge.first != last:
+            made.append((source.run.start, int(np.searchsorted(images.ids, edge.first))))
+        elif edge.turn >= 0:  # else the whole piece belongs to the image that the last one ended with
+            made.append((edge.turn, int(np.searchsorted(images.ids, edge.first, side="right"))))
+    return [*made, (sources[-1].run.end, images.total)]
 
 
 def _exchange(engine: Engine, own: RangeReader, sources: list[Source], ctx: ReadContext) -> Blocks:

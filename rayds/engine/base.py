@@ -9,6 +9,7 @@ shard may be joined or cut, so that a result must not depend on where blocks end
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ Block: TypeAlias = pa.Table
 Stage: TypeAlias = Callable[[Block], Block]
 Blocks: TypeAlias = Any  # an engine's own handle
 T = TypeVar("T")
+E = TypeVar("E", bound="Engine")
 
 _MAX_CHUNK = 1 << 30
 
@@ -63,9 +65,21 @@ class Writer(Protocol):
 
 
 class Engine(ABC):
-    """Runs stages over blocks."""
+    """Runs stages over blocks.
+
+    restartable: readers may raise rayds.format.Restart, then the whole job runs again without this. align: the job writes blocks
+    of so many items and changes no number of items: shards had better begin at multiples of it.
+    """
 
     name: ClassVar[str]
+    restartable: bool = False
+    align: int | None = None
+
+    def for_job(self: E, *, restartable: bool = False, align: int | None = None) -> E:
+        """The same engine for a job of which this is known."""
+        made = copy.copy(self)
+        made.restartable, made.align = restartable, align
+        return made
 
     @abstractmethod
     def source(self, shards: Sequence[T], read: Callable[[T], Iterable[Block]]) -> Blocks:

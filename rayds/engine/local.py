@@ -48,12 +48,9 @@ class LocalEngine(Engine):
 
     name = "local"
 
-    def __init__(
-        self, workers: int | None = None, spill_bytes: int = SPILL_BYTES, *, restartable: bool = False
-    ) -> None:
+    def __init__(self, workers: int | None = None, spill_bytes: int = SPILL_BYTES) -> None:
         self.workers = workers or cpu_count()
         self.spill_bytes = spill_bytes
-        self.restartable = restartable  # whether readers may raise rayds.format.Restart
 
     def __repr__(self) -> str:
         return f"LocalEngine(workers={self.workers})"

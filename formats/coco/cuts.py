@@ -58,6 +58,7 @@ def find_cut(look: Look, low: tuple[int, int], high: tuple[int, int], images: In
     """The first annotation record of an item or a later one, between two known cuts; None where it is not found."""
     wanted = images[item]
     (at, lo), (until, hi) = low, high
+    before = False  # whether the record at `at` is known to be of an item before
     for n in range(TRIES):
         share = (item - lo) / max(hi - lo, 1) if n % 4 < 3 else 0.5
         guess = int(at + share * (until - at)) - GLIMPSE // 2
@@ -70,11 +71,11 @@ def find_cut(look: Look, low: tuple[int, int], high: tuple[int, int], images: In
             continue
         assert seen.ids is not None
         if seen.images[0] >= wanted:
-            if guess <= at + 1:
-                return None
+            if guess == at + 1:
+                return (int(seen.places[0]), item, int(seen.ids[0])) if before else None
             until, hi = int(seen.places[0]), int(np.searchsorted(images, seen.images[0]))
         elif seen.images[-1] < wanted:
-            at, lo = int(seen.places[-1]), int(np.searchsorted(images, seen.images[-1]))
+            at, lo, before = int(seen.places[-1]), int(np.searchsorted(images, seen.images[-1])), True
         else:
             k = int(np.argmax(seen.images >= wanted))
             return int(seen.places[k]), item, int(seen.ids[k])

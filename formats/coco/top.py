@@ -18,6 +18,7 @@ from rayds.storage import Storage
 HEAD = 1 << 20
 TAIL = 8 << 20
 _OVERLAP = 64 << 10  # white space that may stand between a record and the next key
+_SEARCHED = 4 * RANGE  # bytes that a task searches: it is quick, and reads a window at a time
 _MANY = 1000  # ends of arrays in a range: they are inside records, most likely
 _SECTION_END = re.compile(rb'\}\s*\]\s*,\s*"')
 _NEXT_SECTION = re.compile(rb'"(?:images|annotations)"\s*:\s*\[\s*\{')
@@ -67,7 +68,7 @@ def _head(storage: Storage, name: str) -> tuple[dict[str, Any], int | None]:
 def _hides_keys(storage: Storage, name: str, start: int, tail: bytes, fold: Fold) -> bool:
     """Whether a file may have keys after byte `start`, which is in a section of records, that `tail` does not show whole."""
     size = storage.size(name)
-    ranges = [(at, min(at + RANGE, size)) for at in range(start, size, RANGE)]
+    ranges = [(at, min(at + _SEARCHED, size)) for at in range(start, size, _SEARCHED)]
     ends: list[tuple[int, bool]] = fold(ranges, partial(_section_ends, storage, name, size), list.__add__)
     for at, plain in ends:
         if plain:

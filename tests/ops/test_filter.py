@@ -201,10 +201,10 @@ def test_the_representation_can_be_read() -> None:
 # both ways give the same
 
 names = st.sampled_from(
-    ["id", "label", "label_id", "type", "area", "x", "w", "group", "occluded", "score", "z_order", "caption", "odd", "bbox/w", "bbox/area", "point/x", "point/visible", "cx", "position/x", "nothing"]
+    ["id", "label", "label_id", "type", "area", "x", "w", "group", "occluded", "score", "z_order", "caption", "odd", "bbox/w", "bbox/area", "point/x", "point/visible", "cx", "cy", "r", "position/x", "rotation/z", "scale/y", "y", "h", "bbox/x", "bbox/h", "visible", "nothing"]
 )  # fmt: skip
 item_names = st.sampled_from(
-    ["id", "subset", "path", "image/width", "image/height", "image/has_data", "attributes/scene", "attributes", "image", "annotation", "annotation/label", "annotation/area", "annotation/score", "annotation/point/y", "annotation/odd"]
+    ["id", "subset", "path", "image/width", "image/height", "image/has_data", "attributes/scene", "attributes", "image", "annotation", "annotation/label", "annotation/area", "annotation/score", "annotation/point/y", "annotation/odd", "annotation/bbox/w", "annotation/scale/x", "annotation/caption"]
 )  # fmt: skip
 literals = st.sampled_from(
     [
@@ -269,6 +269,11 @@ expressions = st.one_of(
     st.tuples(conditions(item_paths), conditions(names)).map(lambda t: f"/item[{t[0]}]/annotation[{t[1]}]"),
     conditions(item_paths).map(lambda c: f"/item[{c}]"),
     conditions(names).map(lambda c: f"/item/annotation[{c} and /item/subset = 'train']"),
+    st.tuples(conditions(names), conditions(names)).map(
+        lambda t: f"/item/annotation[{t[0]}] | /item/annotation[{t[1]}]"
+    ),
+    st.tuples(conditions(item_paths), conditions(item_paths)).map(lambda t: f"/item[{t[0]}] | /item[{t[1]}]"),
+    st.tuples(names, names, literals).map(lambda t: f"/item/annotation[({t[0]} | {t[1]}) = {t[2]}]"),
 )
 texts = st.sampled_from(["cat", "True", "10", " 7 ", "x y", "ä", "1e3", "-.5", ""])
 attributes = st.dictionaries(
@@ -288,7 +293,7 @@ def annotation(draw: Any) -> dm.Annotation:
         "attributes": draw(attributes),
     }
     numbers = [draw(coordinates) for _ in range(9)]
-    kind = draw(st.integers(0, 6))
+    kind = draw(st.integers(0, 9))
     if kind == 0:
         return dm.Bbox(*numbers[:4], **more)
     if kind == 1:
@@ -301,6 +306,14 @@ def annotation(draw: Any) -> dm.Annotation:
         return dm.Cuboid3d(numbers[:3], numbers[3:6], numbers[6:9], **more)
     if kind == 5:
         return dm.Caption(draw(texts), **{k: v for k, v in more.items() if k != "label"})
+    if kind == 6:
+        return dm.PolyLine(numbers[: draw(st.sampled_from([2, 4, 6]))], **more)
+    if kind == 7:
+        return dm.Ellipse(*numbers[:4], **more)
+    if kind == 8:
+        image = np.zeros((10, 20), bool)
+        image[draw(st.integers(0, 9)) :, draw(st.integers(0, 5)) : draw(st.integers(0, 20))] = True
+        return dm.Mask(image, **more)
     return dm.Label(more.pop("label") or 0, **more)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rayds.annotations import Annotation
 from rayds.item import DatasetItem
 from rayds.losses import LOST, REPORT
-from rayds.ops._iou import alike_pairs, box_iou
+from rayds.ops._iou import alike_pairs, two_boxes_iou
 from rayds.schema import AnnotationType as T
 
 # labels, then shapes as they are drawn on one another, then what has no place
@@ -140,12 +140,15 @@ def _agreed(kind: T, cluster: Cluster, rules: Rules, key: str, messages: Message
 
 def _nearest_to_mean(members: Sequence[Annotation]) -> tuple[Annotation, float]:
     """(the annotation whose box is nearest to the mean box of all, how alike all are to that)."""
-    boxes = np.array([m.get_bbox() if m.type is not T.cuboid_3d else (0, 0, 1, 1) for m in members], float)
-    corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]).mean(0)
-    alike = box_iou(boxes, [[*corners[:2], *(corners[2:] - corners[:2])]])[:, 0]
-    if not alike.any():  # flat boxes
+    boxes = [m.get_bbox() if m.type is not T.cuboid_3d else (0, 0, 1, 1) for m in members]
+    n = len(boxes)
+    left, top = sum(b[0] for b in boxes) / n, sum(b[1] for b in boxes) / n
+    right, bottom = sum(b[0] + b[2] for b in boxes) / n, sum(b[1] + b[3] for b in boxes) / n
+    alike = [two_boxes_iou(b, (left, top, right - left, bottom - top)) for b in boxes]
+    best = max(alike)
+    if not best:  # flat boxes
         return members[0], 1.0
-    return members[int(alike.argmax())], float(alike.mean())
+    return members[alike.index(best)], sum(alike) / n
 
 
 def _label(

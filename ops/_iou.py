@@ -37,6 +37,15 @@ def _pairwise_box_iou(a: Floats, b: Floats) -> Floats:
     return np.where(either > 0, both / np.where(either > 0, either, 1), 0.0)
 
 
+def two_boxes_iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """The same for two boxes, in plain Python: NumPy takes ten times as long for so few numbers."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    either = a[2] * a[3] + b[2] * b[3] - both
+    return both / either if either > 0 else 0.0
+
+
 def mask_iou(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> Floats:
     """IoU of compressed run lengths: (n, m); 0 between masks of different sizes."""
     from pycocotools import mask as coco_mask

@@ -9,12 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import rayds as dm
 from rayds.categories import Categories, LabelCategories, MaskCategories, PointsCategories
 from rayds.cli.main import cli
 from rayds.errors import DataError, UsageError
-from rayds.ops._iou import box_iou, line_likeness, mask_iou, points_oks, polygon_iou
+from rayds.ops import _iou
+from rayds.ops._iou import (
+    alike_pairs,
+    box_iou,
+    likeness,
+    line_likeness,
+    mask_iou,
+    points_oks,
+    polygon_iou,
+    two_boxes_iou,
+)
 from rayds.schema import AnnotationType as T
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -34,6 +46,12 @@ def told(dataset: dm.Dataset) -> list[tuple[str, str, list[Any]]]:
         (i.id, i.subset, [(a.type.name, names[a.label] if getattr(a, "label", None) is not None else None) for a in i.annotations])
         for i in dataset
     ]  # fmt: skip
+
+
+def filled(x: int, y: int, w: int, h: int) -> Any:
+    image = np.zeros((60, 60), bool)
+    image[y : y + h, x : x + w] = True
+    return image
 
 
 class TestLikeness:
@@ -64,6 +82,36 @@ class TestLikeness:
         line = dm.PolyLine([0, 0, 10, 0])
         found = line_likeness([line], [line, dm.PolyLine([10, 0, 0, 0]), dm.PolyLine([0, 2, 10, 2])])
         assert found[0] == pytest.approx([1, 1, 0.8])
+
+    @given(
+        kind=st.sampled_from(["box", "polygon", "mask", "points"]),
+        corners=st.lists(st.tuples(*[st.integers(0, 30)] * 4), max_size=12),
+        least=st.sampled_from([0.0, 0.25, 0.75]),
+        few=st.booleans(),
+    )
+    @settings(deadline=None)
+    def test_pairs_that_are_alike_are_those_of_all_pairs(
+        self, kind: str, corners: list[Any], least: float, few: bool
+    ) -> None:
+        make = {
+            "box": lambda x, y, w, h: dm.Bbox(x, y, w, h),
+            "polygon": lambda x, y, w, h: dm.Polygon([x, y, x + w + 1, y, x + w + 1, y + h + 1]),
+            "mask": lambda x, y, w, h: dm.Mask(filled(x, y, w, h)),
+            "points": lambda x, y, w, h: dm.Points([x, y, x + w, y + h]),
+        }[kind]
+        shapes: list[Any] = [make(*c) for c in corners]
+        with pytest.MonkeyPatch.context() as patch:
+            if few:
+                patch.setattr(_iou, "PAIRS", 3)
+            i, j, value = alike_pairs(shapes[0].type, shapes, least) if shapes else ([], [], [])
+        dense = np.triu(likeness(shapes[0].type, shapes, shapes), 1) if shapes else np.zeros((0, 0))
+        expected = [tuple(p) for p in np.argwhere((dense >= least) & (dense > 0))]
+        assert list(zip(i, j, strict=True)) == expected
+        assert value == pytest.approx([dense[p] for p in expected])
+
+    @given(st.tuples(*[st.floats(0, 20)] * 4), st.tuples(*[st.floats(0, 20)] * 4))
+    def test_two_boxes_are_as_alike_alone(self, a: Any, b: Any) -> None:
+        assert two_boxes_iou(a, b) == pytest.approx(box_iou([a], [b])[0, 0])
 
 
 class TestPolicies:

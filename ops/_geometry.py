@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,24 +30,30 @@ Bools = npt.NDArray[np.bool_]
 PLACELESS = (T.label, T.caption, T.cuboid_3d)  # annotations that have no place in the image
 
 
-class Numbers(NamedTuple):
-    """The `points` of annotations: all numbers, how many each has and where they begin, and the annotation and
-    position of each number."""
+@dataclass
+class Numbers:
+    """The `points` of annotations: all numbers, how many each has and where they begin."""
 
     values: Floats
     lengths: Ints
     starts: Ints
-    owner: Ints
-    position: Ints
 
     @classmethod
     def of(cls, points: pa.ListArray) -> Numbers:
         """A copy of the numbers of a `points` column; null is an empty list."""
         lengths = pc.list_value_length(points).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         values = np.array(points.flatten().to_numpy(zero_copy_only=False), np.float64)
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        starts = np.cumsum(lengths) - lengths
-        return cls(values, lengths, starts, owner, np.arange(len(values)) - starts[owner])
+        return cls(values, lengths, np.cumsum(lengths) - lengths)
+
+    @cached_property
+    def owner(self) -> Ints:
+        """The annotation of each number."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def position(self) -> Ints:
+        """Which one of its annotation each number is."""
+        return np.arange(len(self.values)) - np.repeat(self.starts, self.lengths)
 
     def matrix(self, rows: Ints, width: int) -> Floats:
         """The numbers of annotations that have `width` each, shape (rows, width); a copy."""

@@ -311,8 +311,10 @@ class Document:
         areas = np.zeros(len(types))
         rows = np.flatnonzero(types == T.polygon)
         if len(rows):
-            part = Numbers.of(self.columns["points"].take(pa.array(rows)))
-            areas[rows] = polygon_areas(part.values, part.lengths)
+            points = self.columns["points"].take(pa.array(rows))
+            areas[rows] = polygon_areas(
+                points.flatten().to_numpy(zero_copy_only=False), numbers.lengths[rows]
+            )
         rows = np.flatnonzero(types == T.bbox)
         boxes = numbers.matrix(rows, 4)
         areas[rows] = boxes[:, 2] * boxes[:, 3]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +82,31 @@ def pairs(parts: list[Any]) -> tuple[int, int]:
     return everything, overlapping
 
 
+def prepare(folder: str, items: int, each: int | None, annotators: int) -> tuple[int, int, int]:
+    """Write the datasets of all annotators; returns (objects, all pairs, candidate pairs)."""
+    boxes = Boxes(items, each)
+    everything, overlapping = pairs([boxes.seen(Path(folder) / str(k)) for k in range(annotators)])
+    return len(boxes.item), everything, overlapping
+
+
+def count(folder: str) -> int:
+    """The annotations of a rayds dataset."""
+    return sum(
+        len(b.column("annotations").combine_chunks().flatten()) for b in Dataset.import_from(folder).blocks()
+    )
+
+
 def run(items: int, each: int | None, annotators: int, engine: str) -> None:
     """One line of the results."""
-    with tempfile.TemporaryDirectory() as folder:
-        boxes = Boxes(items, each)
-        names = [Path(folder) / str(k) for k in range(annotators)]
-        everything, overlapping = pairs([boxes.seen(name) for name in names])
+    # In another process: what this one holds would count as memory of those that it starts.
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as apart:
+        objects, everything, overlapping = apart.submit(prepare, folder, items, each, annotators).result()
         out = str(Path(folder) / "out")
-        inputs = [f"{name}:rayds" for name in names]
+        inputs = [f"{folder}/{k}:rayds" for k in range(annotators)]
         done = rayds("merge", *inputs, "-m", "intersect", "-o", out, "-f", "rayds", "--engine", engine)
-        left = sum(len(item.annotations) for item in Dataset.import_from(out, "rayds", engine="local"))
+        left = apart.submit(count, out).result()
     print(
-        f"{items:9,} {len(boxes.item):11,} {overlapping:11,} {everything:13,} {left:9,} {done.seconds:8.1f} {done.mib:7,.0f}"
+        f"{items:9,} {objects:11,} {overlapping:11,} {everything:13,} {left:9,} {done.seconds:8.1f} {done.mib:7,.0f}"
         f" {overlapping / done.seconds:12,.0f}",
         flush=True,
     )

@@ -51,7 +51,8 @@ class ProjectSource:
 class Project:
     """A project folder. `create` makes one, `load` reads one, `find` looks for the one around a folder.
 
-    Every change is written at once; one that fails leaves the project as it was.
+    Every change is written at once; one that fails leaves the project as it was. What another process changed since the project
+    was loaded is not overwritten: `save` raises.
     """
 
     def __init__(
@@ -61,6 +62,10 @@ class Project:
         self.sources = dict(sources or {})
         self.models: dict[str, Any] = {}
         self.more: dict[str, Any] = {}
+        self._known_text: bytes | None = (
+            None  # of the file, as it was read or written last; None: there is none
+        )
+        self._replaces = False  # whatever is there
 
     def __repr__(self) -> str:
         return f"Project({self.name!r} in {self.folder.url!r}, {len(self.sources)} sources)"
@@ -83,7 +88,9 @@ class Project:
         folder = Storage(path)
         if folder.exists(FILE) and not overwrite:
             raise UsageError(f"{folder.url}: there is a project already; --overwrite begins a new one")
-        return cls(folder, name or folder.name or "project")
+        made = cls(folder, name or folder.name or "project")
+        made._replaces = overwrite
+        return made
 
     @classmethod
     def load(cls, path: str) -> Project:
@@ -93,7 +100,8 @@ class Project:
             raise FormatError(
                 f"{folder.url}: no project here ({FILE} is missing). 'rayds create -o {path}' makes one"
             )
-        told = _parsed(folder)
+        text = folder.read_bytes(FILE)
+        told = _parsed(folder, text)
         version = told.pop("version", None)
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise _wrong(folder, "version", f"is {version!r}, not a number from 1 on")
@@ -110,7 +118,7 @@ class Project:
         models = told.pop("models", None) or {}
         if not isinstance(models, dict):
             raise _wrong(folder, "models", "is no mapping of names to models")
-        made.models, made.more = models, told
+        made.models, made.more, made._known_text = models, told, text
         return made
 
     @classmethod
@@ -126,8 +134,15 @@ class Project:
             folder = parent
 
     def save(self) -> None:
-        """Write the project's file, as a whole."""
+        """Write the project's file, as a whole. Raises UsageError when it is not as this object knows it."""
         import yaml
+
+        if not self._replaces:
+            there = self.folder.read_bytes(FILE) if self.folder.exists(FILE) else None
+            if there != self._known_text:
+                raise UsageError(
+                    f"{self.folder.path(FILE)}: another command changed the project meanwhile; run this one again"
+                )
 
         told = {
             "version": VERSION,
@@ -136,9 +151,10 @@ class Project:
             "models": self.models,
             **self.more,
         }
-        text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True).encode()
         self.folder.makedirs(posixpath.dirname(FILE))
-        self.folder.write_bytes(FILE, text.encode())
+        self.folder.write_bytes(FILE, text)
+        self._known_text, self._replaces = text, False
 
     # sources
 
@@ -203,8 +219,13 @@ class Project:
         if force and name not in self.sources:
             return
         source = self._known(name)
+        before = dict(self.sources)
         del self.sources[name]
-        self.save()
+        try:
+            self.save()
+        except BaseException:
+            self.sources = before
+            raise
         if source.copied and not keep_data:
             self.folder.remove(name)
 
@@ -273,11 +294,11 @@ def _resolved(folder: Storage, path: str) -> str:
     return path if is_url(path) or path.startswith("/") else folder.path(path)
 
 
-def _parsed(folder: Storage) -> dict[str, Any]:
+def _parsed(folder: Storage, text: bytes) -> dict[str, Any]:
     import yaml
 
     try:
-        told = yaml.safe_load(folder.read_text(FILE))
+        told = yaml.safe_load(text)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

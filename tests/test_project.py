@@ -84,6 +84,26 @@ def test_a_file_that_was_copied_goes_with_its_source(project: Project, source: s
     assert not project.folder.exists(name)
 
 
+def test_what_another_process_changed_meanwhile_is_not_overwritten(project: Project, source: str) -> None:
+    other = Project.load(project.folder.url)
+    project.add(source, "datumaro", "first")
+    with pytest.raises(UsageError, match="changed the project meanwhile"):
+        other.add(source, "datumaro", "second", copy=True)
+    assert other.sources == {}
+    assert not project.folder.exists("second")
+    late = Project.load(project.folder.url)
+    project.add(source, "datumaro", "third")
+    with pytest.raises(UsageError, match="meanwhile"):
+        late.remove("first")
+    assert list(late.sources) == ["first"]
+    assert list(Project.load(project.folder.url).sources) == ["first", "third"]
+    project.remove("third")  # the one that wrote last goes on
+    begun = Project.new(project.folder.path("inner"))
+    Project.create(project.folder.path("inner"))
+    with pytest.raises(UsageError, match="meanwhile"):
+        begun.save()
+
+
 def test_names_are_free_and_safe(project: Project, source: str) -> None:
     assert project.add(source) == "data"
     with pytest.raises(UsageError, match="has a source 'data' already"):

@@ -30,6 +30,8 @@ from rayds.cli.filter import check_expression, filter_options
 from rayds.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rayds.project import Project
 
 quiet_option = opt("--quiet", "-q", is_flag=True, section="Other", help="No messages; errors still show.")
@@ -77,9 +79,52 @@ def create(output_dir: str, name: str | None, overwrite: bool, quiet: bool) -> N
     note(f"project {made.name} in {made.folder.url}", quiet)
 
 
+def _path_of(words: Sequence[str]) -> str:
+    """The dataset that the words of `add` name: [path] PATH."""
+    if words[0] == "git":
+        raise UsageError("'add git' is not there: clone the repository, and add its folder")
+    if words[0] == "path" and len(words) > 1:
+        words = words[1:]
+    if len(words) != 1:
+        raise UsageError(f"name one dataset, not {len(words)}: {' '.join(words)}")
+    return words[0]
+
+
+def _check_source(ctx: click.Context) -> None:
+    """The format of a source, and the options of its reader."""
+    from rayds.registry import get_format
+
+    early_plugins(ctx.params)
+    if ctx.params["source_format"]:
+        get_format(ctx.params["source_format"]).ReadOptions.parse(extra_words(ctx))
+
+
+def check_add(ctx: click.Context) -> None:
+    """All that the command line says, without the data."""
+    _path_of(ctx.params["words"])
+    _check_source(ctx)
+
+
+def check_import(ctx: click.Context) -> None:
+    """All that the command line says, without the data."""
+    given = ctx.params
+    if (given["input_path"] is None) == (given["url"] is None):
+        raise UsageError("name the dataset: with -i to make a project of it, without to copy it into one")
+    if given["url"] is not None and (given["output_dir"] is not None or given["overwrite"]):
+        raise UsageError("-o and --overwrite make a new project: name the dataset with -i")
+    _check_source(ctx)
+
+
+def check_remove(ctx: click.Context) -> None:
+    """That something is named."""
+    if not (ctx.params["names"] or ctx.params["named"]):
+        raise UsageError("name the source to remove")
+
+
 @click.command(
     cls=Command,
     takes_extra=True,
+    check=check_add,
     examples="""
     rayds add -f coco ../coco
     rayds add path -f voc -n day2 s3://bucket/voc -p my_project
@@ -98,14 +143,8 @@ def add(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
     All sources together are the dataset of the project. What can't be read is refused with the reason. Options of the
     reader follow after --.
     """
-    words = list(given["words"])
-    if words[0] == "git":
-        raise UsageError("'add git' is not there: clone the repository, and add its folder")
-    if words[0] == "path" and len(words) > 1:
-        words = words[1:]
-    if len(words) != 1:
-        raise UsageError(f"name one dataset, not {len(words)}: {' '.join(words)}")
-    _add(opened(given), words[0], given, extra_words(ctx), copy=given["copy"])
+    check_add(ctx)
+    _add(opened(given), _path_of(given["words"]), given, extra_words(ctx), copy=given["copy"])
 
 
 def _add(project: Project, path: str, given: dict[str, Any], words: list[str], *, copy: bool) -> None:
@@ -125,6 +164,7 @@ def _add(project: Project, path: str, given: dict[str, Any], words: list[str], *
     "import",
     cls=Command,
     takes_extra=True,
+    check=check_import,
     examples="""
     rayds import -i ../coco -f coco -o my_project
     rayds import -f voc -n day2 ../voc -p my_project
@@ -148,12 +188,9 @@ def import_(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
     """
     from rayds.project import Project
 
+    check_import(ctx)
     words = extra_words(ctx)
-    if (given["input_path"] is None) == (given["url"] is None):
-        raise UsageError("name the dataset: with -i to make a project of it, without to copy it into one")
     if given["url"] is not None:
-        if given["output_dir"] is not None or given["overwrite"]:
-            raise UsageError("-o and --overwrite make a new project: name the dataset with -i")
         _add(opened(given), given["url"], given, words, copy=True)
         return
     target = given["output_dir"] or "."
@@ -161,18 +198,20 @@ def import_(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
     _add(made, given["input_path"], {**given, "name": None}, words, copy=given["copy"])
 
 
-@click.command(cls=Command, examples="    rayds remove coco\n    rayds remove -n coco -p my_project")
+@click.command(
+    cls=Command, check=check_remove, examples="    rayds remove coco\n    rayds remove -n coco -p my_project"
+)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @opt("-n", "--name", "named", multiple=True, metavar="NAME", section="Source", help="The same as NAME.")
 @opt("--keep-data", is_flag=True, section="Source", help="Keep the files that were copied into the project.")
 @opt("--force", is_flag=True, section="Source", help="No error for a source that is not there.")
 @project_options
 @quiet_option
-def remove(**given: Any) -> None:  # fmt: skip
+@click.pass_context
+def remove(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
     """Remove sources from a project. Data outside of the project is never touched."""
+    check_remove(ctx)
     names = [*given["names"], *given["named"]]
-    if not names:
-        raise UsageError("name the source to remove")
     project = opened(given)
     if not given["force"]:
         for name in names:
@@ -279,7 +318,11 @@ def project() -> None:
 
 
 @project.command(
-    "merge", cls=Command, takes_extra=True, examples="    rayds project merge other_project/ -o both"
+    "merge",
+    cls=Command,
+    takes_extra=True,
+    check=check_output,
+    examples="    rayds project merge other_project/ -o both",
 )
 @click.argument("other", metavar="PATH[:FORMAT]")
 @project_options

@@ -247,6 +247,26 @@ def test_commands_of_several_datasets_and_of_projects(tmp_path):
     assert str(tmp_path / "p") in made.words
 
 
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("add -f cocoo x", "Did you mean"),
+        ("add -f coco x -- --keep-original-category", "unknown option"),
+        ("source add -f coco a b", "name one dataset"),
+        ("import -f coco", "name the dataset"),
+        ("import -i x -f vocc -o p", "Did you mean"),
+        ("import x -o p", "make a new project"),
+        ("project import -i x -f coco -o p -- --nothing", "unknown option"),
+        ("remove -p p", "name the source"),
+        ("info -i x -if cocoo", "Did you mean"),
+        ("project merge other -f vocc", "Did you mean"),
+    ],
+)
+def test_mistakes_in_commands_of_projects_are_found_here(command, text):
+    with pytest.raises((UsageError, ClickUsageError, UnknownNameError), match=text):
+        check_command(command.split(), cli)
+
+
 def test_the_input_that_is_not_named_is_the_project_around(tmp_path, monkeypatch):
     from rayds.project import Project
 

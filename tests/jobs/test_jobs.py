@@ -190,6 +190,34 @@ def test_a_command_runs_as_a_job_with_what_it_needs_and_writes_what_it_writes_he
     assert listed[0]["id"] in run("jobs", "list").stdout
 
 
+def test_a_pipeline_and_a_transform_run_as_jobs(run, data, tmp_path):
+    for place in ("here", "there"):  # paths in the file are relative to its folder on this machine
+        (tmp_path / f"{place}.yaml").write_text(
+            "input: {path: coco, format: coco}\n"
+            "steps:\n"
+            "  - filter: '/item[annotation/label=\"cat\"]'\n"
+            "  - boxes_to_polygons\n"
+            "  - rename: {regex: '|(.+)|item_\\1|'}\n"
+            f"output: {{path: {place}, format: datumaro}}\n"
+            "run: {engine: local}\n"
+        )
+    here = CliRunner().invoke(cli, ["pipeline", "here.yaml"])
+    assert here.exit_code == 0, here.output
+    result = run("submit", "--", "pipeline", "there.yaml")
+    assert result.exit_code == 0, result.output
+    assert "sending there.yaml" in result.stderr
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+    made = rayds.Dataset.import_from(str(tmp_path / "there"), "datumaro", engine="local")
+    assert sorted(item.id for item in made) == ["item_0", "item_2"]
+
+    words = ["transform", "-i", "coco", "-if", "coco", "-t", "random_split", "-f", "rayds", "-o"]
+    after = ["--engine", "local", "--", "-s", "a:.5", "-s", "b:.5"]
+    assert CliRunner().invoke(cli, [*words, "split", *after]).exit_code == 0
+    result = run("submit", "--", *words, "split there", *after)
+    assert result.exit_code == 0, result.output
+    assert files(tmp_path / "split there") == files(tmp_path / "split")
+
+
 def test_a_failed_job_ends_with_its_code_and_the_environment_is_not_shown(run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "env").write_text("RAYDS_DEBUG=1\nWORD=hunter2\n")

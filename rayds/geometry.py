@@ -104,7 +104,7 @@ def _sums_fit(
     the first one stands for itself.
     """
     totals = numbers[first].copy()
-    good = totals >= 0
+    good: npt.NDArray[np.bool_] = totals >= 0
     numbers[first] = 0
     bounds = np.append(first, len(numbers))
     for parity in (0, 1):
@@ -117,7 +117,8 @@ def _sums_fit(
         if len(some):
             good[some] &= np.minimum.reduceat(runs, starts[some]) >= 0
             totals[some] += np.add.reduceat(runs, starts[some])
-    return good & (totals == pixels)
+    good &= totals == pixels
+    return good
 
 
 def rle_area(rle: Rle) -> int:

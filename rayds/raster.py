@@ -67,8 +67,9 @@ def _chunks(values: Floats, lengths: Ints, height: Ints, width: Ints) -> Iterato
     lo = 0
     while lo < len(lengths):
         done, covered = (int(spans[lo - 1]), int(areas[lo - 1])) if lo else (0, 0)
-        hi = np.searchsorted(spans, done + CROSSINGS, side="right")
-        hi = max(lo + 1, int(min(hi, np.searchsorted(areas, covered + PIXELS - 1, side="right"))))
+        few = int(np.searchsorted(spans, done + CROSSINGS, side="right"))
+        small = int(np.searchsorted(areas, covered + PIXELS - 1, side="right"))
+        hi = max(lo + 1, min(few, small))
         start = int(ends[lo] - number[lo])
         yield _Chunk(
             points[start : int(ends[hi - 1])],

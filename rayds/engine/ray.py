@@ -105,12 +105,13 @@ class RayEngine(Engine):
             largest = max((getattr(shard, "size", None) or FUSED_BYTES + 1) for shard in shards)
             small = largest <= FUSED_BYTES and len(shards) >= FUSED_TASKS * self._cpus()
         starts = [getattr(shard, "first_item", None) for shard in shards]
+        told = [int(first) for first in starts if first is not None]
         return RayBlocks(
             dataset,
             len(shards),
             source.estimate_inmemory_data_size(),
             small,
-            None if None in starts else tuple(starts),
+            tuple(told) if len(told) == len(shards) else None,
         )
 
     def map(self, blocks: RayBlocks, fn: Stage) -> RayBlocks:

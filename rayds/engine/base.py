@@ -33,8 +33,7 @@ _MAX_CHUNK = 1 << 30
 class Position:
     """Where a block stands in the stream: its number, and the sums of `count` over all blocks before.
 
-    Numbers ascend and never repeat. Those that an engine gives are 0, 1, 2, ...; what exports give to a format's
-    `write` are consecutive only where it asks for blocks of a fixed number of items.
+    Numbers ascend and never repeat. They are 0, 1, 2, ... only where the writer asks for blocks of a fixed number of items.
     """
 
     index: int

@@ -49,7 +49,7 @@ BLOCK_BYTES = 16 << 20
 PARTITION_BYTES = 64 << 20
 FUSED_BYTES = 192 << 20
 TASK_STRIDE = 1 << 20  # more than any task's blocks
-FUSED_TASKS = 4  # shards a CPU
+FUSED_SHARDS = 8  # of fewer, blocks are written side by side; no matter how many CPUs, so that other ones can go on with a job
 EXPAND_ROWS = 64
 RETRIES = 3
 _TASK, _ROW, _PARTIAL = "__task", "__row", "partial"
@@ -103,7 +103,7 @@ class RayEngine(Engine):
             source = ShardSource(shards, ray.put(read), self.retries)
             dataset = ray.data.read_datasource(source, override_num_blocks=len(shards))
             largest = max((getattr(shard, "size", None) or FUSED_BYTES + 1) for shard in shards)
-            small = largest <= FUSED_BYTES and len(shards) >= FUSED_TASKS * self._cpus()
+            small = largest <= FUSED_BYTES and len(shards) >= FUSED_SHARDS
         starts = [getattr(shard, "first_item", None) for shard in shards]
         told = [int(first) for first in starts if first is not None]
         return RayBlocks(

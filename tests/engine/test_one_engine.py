@@ -138,6 +138,50 @@ def test_small_blocks_give_the_same(ray_engine: Engine) -> None:
     ]
 
 
+def _sized(shard: Shard) -> Iterator[Block]:
+    return read(shard.data)
+
+
+class _Started(Shard):
+    """A shard that tells its first item."""
+
+    @property
+    def first_item(self) -> int:
+        return int(self.data) * len(expected_ids(1))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("rows", [None, 5, 3])
+def test_small_shards_are_written_where_they_are_read(ray_engine: Engine, rows: int | None) -> None:
+    from rayds.engine.ray import TASK_STRIDE
+
+    shards = [_Started(str(n), n, size=100) for n in range(9)]
+    stages = ray_engine.map(ray_engine.source(shards, _sized), lambda block: block)
+    writer = Recorder(rows)
+    writer.in_place = True  # type: ignore[attr-defined]
+    results = ray_engine.write(stages, writer)
+    assert [i for found, _, _ in results for i in found] == expected_ids(9)
+    numbers = [index for _, index, _ in results]
+    assert numbers == sorted(set(numbers))
+    if rows:
+        assert numbers == list(range(len(results)))
+        assert {len(found) for found, _, _ in results} == {rows}
+    else:  # every task has numbers of its own
+        assert {n // TASK_STRIDE for n in numbers} == set(range(9))
+
+
+@pytest.mark.ray
+def test_shards_that_are_not_known_to_be_small_are_not(ray_engine: Engine) -> None:
+    for shards in ([Shard(str(n), n) for n in range(9)], [Shard(str(n), n, size=1 << 30) for n in range(9)]):
+        results = ray_engine.write(ray_engine.source(shards, _sized), Recorder())
+        assert [index for _, index, _ in results] == list(range(len(results)))
+        assert [i for found, _, _ in results for i in found] == expected_ids(9)
+    shards = [_Started(str(n), n, size=100) for n in range(9)]  # but not of so many items as is asked for
+    results = ray_engine.write(ray_engine.source(shards, _sized), Recorder(7))
+    assert [index for _, index, _ in results] == list(range(len(results)))
+    assert [i for found, _, _ in results for i in found] == expected_ids(9)
+
+
 @pytest.mark.ray
 def test_a_dataset_of_the_users_own(ray_engine: Any) -> None:
     import ray

@@ -245,7 +245,7 @@ def test_a_cut_is_where_the_annotations_of_an_item_begin(counts: list[int], data
 
 @pytest.mark.ray
 @pytest.mark.parametrize("change", ["in order", "an annotation that is late"])
-@pytest.mark.parametrize("format", ["coco", "rayds", "yolo"])
+@pytest.mark.parametrize("format", ["coco", "rayds", "yolo", "voc", "datumaro"])
 def test_on_ray(format: str, change: str, tmp_path: Path, ray_engine: Any) -> None:
     path = tmp_path / "instances_train.json"
     path.write_text(text_of(*CHANGES.get(change, lambda i, a: (i, a))(*many())))

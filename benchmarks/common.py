@@ -6,11 +6,12 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,23 @@ def peer(name: str) -> str | None:
             shutil.rmtree(home, ignore_errors=True)
             return None
     return str(home / "bin" / name)
+
+
+def side_by_side(name: str, tools: Sequence[str], runs: int, once: Callable[[str, str], Run | None]) -> None:
+    """Run every tool `runs` times in turn and print its median beside rayds'; once: a run of a tool into a folder, or None."""
+    done: dict[str, list[Run]] = {}
+    for _ in range(runs):
+        for tool in tools:
+            with tempfile.TemporaryDirectory() as folder:
+                if run := once(tool, f"{folder}/out"):
+                    done.setdefault(tool, []).append(run)
+    own = statistics.median(r.seconds for r in done["rayds"])
+    cells = []
+    for tool, found in done.items():
+        seconds = statistics.median(r.seconds for r in found)
+        ratio = "" if tool == "rayds" else f" ({seconds / own:.1f}x)"
+        cells.append(f"{tool} {seconds:.1f} s{ratio} {max(r.mib for r in found):,.0f} MiB")
+    print(f"{name:9s} " + " | ".join(cells), flush=True)
 
 
 def own_peak() -> float:

@@ -8,11 +8,10 @@ usage: python benchmarks/convert.py [--images 50000] [--runs 3] [voc yolo coco d
 from __future__ import annotations
 
 import argparse
-import statistics
-import tempfile
+from functools import partial
 from pathlib import Path
 
-from common import Run, coco_dataset, peer, rayds, timed
+from common import Run, coco_dataset, peer, rayds, side_by_side, timed
 
 DATUMARO = (
     "import sys, datumaro as dm; ds = dm.Dataset.import_from(sys.argv[1], 'coco');"
@@ -20,7 +19,7 @@ DATUMARO = (
 )
 
 
-def once(tool: str, source: Path, out: str, format: str) -> Run | None:
+def once(source: Path, format: str, tool: str, out: str) -> Run | None:
     """One conversion by one tool; None where the tool is not to be had."""
     if tool == "rayds":
         return rayds(
@@ -60,20 +59,7 @@ def main() -> None:
     tools = ["rayds", *filter(None, args.peers.split(","))]
     print(f"COCO, {args.images:,} images, to ...; seconds (median of {args.runs}), peak MiB")
     for format in args.formats:
-        runs: dict[str, list[Run]] = {}
-        for _ in range(args.runs):
-            for tool in tools:
-                with tempfile.TemporaryDirectory() as folder:
-                    run = once(tool, source, f"{folder}/out", format)
-                    if run:
-                        runs.setdefault(tool, []).append(run)
-        own = statistics.median(r.seconds for r in runs["rayds"])
-        cells = []
-        for tool, found in runs.items():
-            seconds = statistics.median(r.seconds for r in found)
-            ratio = "" if tool == "rayds" else f" ({seconds / own:.1f}x)"
-            cells.append(f"{tool} {seconds:.1f} s{ratio} {max(r.mib for r in found):,.0f} MiB")
-        print(f"{format:9s} " + " | ".join(cells), flush=True)
+        side_by_side(format, tools, args.runs, partial(once, source, format))
 
 
 if __name__ == "__main__":

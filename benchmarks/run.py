@@ -6,7 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("floors.py", "convert.py", "filter.py", "merge.py", "memory.py", "scale.py", "training.py")
+SCRIPTS = (
+    "floors.py",
+    "convert.py",
+    "operations.py",
+    "filter.py",
+    "merge.py",
+    "memory.py",
+    "scale.py",
+    "training.py",
+)
 
 if __name__ == "__main__":
     for script in SCRIPTS:

@@ -14,7 +14,8 @@ from rayds.formats.coco.order import Ids, ids_of
 from rayds.parallel import ordered_map
 from rayds.storage import Storage, io_threads
 
-SPAN_BYTES = 64 << 20
+SPAN_BYTES = 64 << 20  # of the file, at least; up to twice as much where that leaves TASKS for each CPU
+TASKS = 16
 TRIES = 24
 
 Look = Callable[[int], Ids | None]  # the first records from a byte on
@@ -24,16 +25,17 @@ Cut = tuple[
 
 
 def aligned_cuts(
-    root: Storage, name: str, known: Sequence[tuple[int, int]], images: Ints, align: int
+    root: Storage, name: str, known: Sequence[tuple[int, int]], images: Ints, align: int, cpus: int
 ) -> list[Cut] | None:
-    """Cuts at items whose numbers are multiples of `align`, about SPAN_BYTES apart, and the end; None where one can't be found.
+    """Cuts at items whose numbers are multiples of `align`, some SPAN_BYTES apart, and the end; None where one can't be found.
 
     known: (byte, item) of cuts that are known, the first of item 0, the last the end; images: the ids of all images, ascending.
     """
     (begin, _), (end, total) = known[0], known[-1]
     if total <= align:
         return None
-    step = max(1, round(SPAN_BYTES * total / max(end - begin, 1) / align)) * align
+    span = min(max(SPAN_BYTES, (end - begin) // (TASKS * cpus)), 2 * SPAN_BYTES)
+    step = max(1, round(span * total / max(end - begin, 1) / align)) * align
     items = np.array([lo for _, lo in known])
     read, path, size = reader(root, name), root.path(name), root.size(name)
 

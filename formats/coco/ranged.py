@@ -281,7 +281,7 @@ def read_by_ranges(
     for error in errors:
         ctx.bad(error, subset)
     sources = list(_sources(files))
-    spans = _in_order(sources, images, shard, ctx, ids)
+    spans = _in_order(sources, images, shard, ctx, ids, engine.cpus)
     if spans is None and ids is not None:
         raise Restart("annotations do not come in order")
     if spans is not None:
@@ -361,7 +361,12 @@ def _sources(files: Sequence[MarkedFile]) -> Iterator[Source]:
 
 
 def _in_order(
-    sources: list[Source], images: Images, shard: Shard, ctx: ReadContext, ids: dict[int, int] | None
+    sources: list[Source],
+    images: Images,
+    shard: Shard,
+    ctx: ReadContext,
+    ids: dict[int, int] | None,
+    cpus: int,
 ) -> list[Span] | None:
     """The spans to read, when annotations surely come in the order of the images; else None.
 
@@ -378,7 +383,9 @@ def _in_order(
     if not sure or len({s.file for s in sources}) > 1:
         return None
     places = _cuts(sources, images)
-    found = aligned_cuts(ctx.root, sources[0].name, places, images.ids, ctx.align) if ctx.align else None
+    found = None
+    if ctx.align:
+        found = aligned_cuts(ctx.root, sources[0].name, places, images.ids, ctx.align, cpus)
     if found is not None:
         places = [(start, lo) for start, lo, _ in found]
         ids = ids and {**ids, **{start: id for start, _, id in found if id is not None}}

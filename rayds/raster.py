@@ -222,7 +222,7 @@ def _texts(runs: Ints, sizes: Ints) -> tuple[npt.NDArray[np.uint8], Ints]:
         at = first[sizes > k] + k
         numbers[at] = runs[at]
     size = np.ones(len(numbers), np.uint8)
-    magnitude = numbers ^ (numbers >> kind(31))
+    magnitude = np.where(numbers < 0, ~numbers, numbers)
     longer = np.flatnonzero(magnitude >= 1 << 4)
     for bits in (9, 14, 19, 24, 29, 34):
         size[longer] += 1

@@ -86,6 +86,11 @@ def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch, crossings: i
     check(some)
 
 
+def test_runs_longer_than_31_bits() -> None:
+    side = 60_000  # pixels, of which more than 2**31 are before or after the polygon
+    check([([5, 5, 9, 5, 9, 9], side, side), ([50_000, 5, 50_009, 5, 50_009, 9], side, side)])
+
+
 def test_no_polygons() -> None:
     assert drawn_together([]).to_pylist() == []
 

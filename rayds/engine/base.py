@@ -82,7 +82,11 @@ class Engine(ABC):
 
     @abstractmethod
     def source(self, shards: Sequence[T], read: Callable[[T], Iterable[Block]]) -> Blocks:
-        """The blocks that `read` yields for each shard, in order."""
+        """The blocks that `read` yields for each shard, in order.
+
+        A shard may tell its `name` (for messages), its `size` (bytes to read; tasks may then do more than read small ones) and
+        its `first_item` (its number among all items, when the shards were made for `align`).
+        """
 
     @abstractmethod
     def map(self, blocks: Blocks, fn: Stage) -> Blocks:

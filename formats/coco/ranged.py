@@ -310,6 +310,8 @@ def _sketched(
     task, name = shard.data["files"][0]
     if not ctx.restartable or len(shard.data["files"]) > 1 or task == "panoptic":
         return [], None
+    if ctx.on_error is not OnError.RAISE:  # one bad record would have everything read again
+        return [], None
     key = ("sketch", name, ctx.root.size(name), range_size)
     if key not in found:
         found[key] = sketch_marks(

@@ -135,6 +135,13 @@ def test_the_reader_of_whole_ranges_is_not_taken(tmp_path: Path, monkeypatch: py
         list(rayds.Dataset.import_from(str(path), "coco_instances", engine="local", range_size=RANGE))
 
 
+def test_where_bad_items_may_be_skipped_all_ranges_are_scanned(tmp_path: Path, sketches: list[int]) -> None:
+    path = tmp_path / "instances_train.json"
+    path.write_text(text_of(*many()))
+    assert not isinstance(exported(path, "out", RANGE, on_error="skip"), str)
+    assert sketches == []
+
+
 def moved(items: list[Any], a: int, b: int) -> list[Any]:
     made = list(items)
     made.insert(b, made.pop(a))

@@ -23,6 +23,7 @@ from rayds.errors import DataError
 
 WINDOW = 8 << 20
 MAX_SKELETON = 256 << 20
+_PART = 256 << 10
 
 Bytes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64]
@@ -74,6 +75,23 @@ def _between(starts: Index, ends: Index) -> Index:
     shift = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
     every: Index = np.arange(total) + shift
     return every
+
+
+def _marks(data: Bytes) -> tuple[Index, Index, bool]:
+    """(positions of quotation marks, those of braces, whether there are backslashes), looked for in parts that stay in the
+    processor's cache."""
+    quotes, braces, slashes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], False
+    bits, mask = np.empty(_PART, np.uint8), np.empty(_PART, bool)
+    for at in range(0, len(data), _PART):
+        part = data[at : at + _PART]
+        n = len(part)
+        quotes.append(np.flatnonzero(np.equal(part, _QUOTE, out=mask[:n])) + at)
+        slashes = slashes or bool(np.equal(part, _BACKSLASH, out=mask[:n]).any())
+        np.bitwise_or(part, 6, out=bits[:n])
+        found = np.flatnonzero(np.equal(bits[:n], 0x7F, out=mask[:n]))  # { } and few others
+        kinds = part[found]
+        braces.append(found[(kinds == _OPEN) | (kinds == _CLOSE)] + at)
+    return np.concatenate(quotes), np.concatenate(braces), slashes
 
 
 class Outline:
@@ -208,14 +226,10 @@ class RecordScanner:
 
     def _signs(self, data: Bytes) -> tuple[Index, Index, npt.NDArray[np.bool_]]:
         """(positions of quotes that are not escaped, those of braces, which of them are in strings); moves on."""
-        quotes = np.flatnonzero(data == _QUOTE)
-        slashes = np.flatnonzero(data == _BACKSLASH)
-        if len(slashes) or self._escaped:
-            escaped = self._escaped_positions(slashes, len(data))
+        quotes, found, slashes = _marks(data)
+        if slashes or self._escaped:
+            escaped = self._escaped_positions(np.flatnonzero(data == _BACKSLASH), len(data))
             quotes = quotes[~np.isin(quotes, escaped, assume_unique=True)]
-        found = np.flatnonzero((data | 6) == 0x7F)  # { } and few others
-        kinds = data[found]
-        found = found[(kinds == _OPEN) | (kinds == _CLOSE)]
         inside = (np.searchsorted(quotes, found) + self._in_string) & 1
         self._in_string = bool((len(quotes) + self._in_string) & 1)
         return quotes, found, inside.astype(bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from rayds.errors import DataError
 from rayds.format import WriteContext
+from rayds.json_text import list_texts, string_texts
 from rayds.media import extension, is_inline
 from rayds.schema import AnnotationType, Flat, flat, single_chunk
 from rayds.sql import joined_bytes, query, text_column
@@ -21,39 +22,25 @@ FAMILY = "datumaro"
 PIECE_BYTES = 96 << 20  # of columns turned into text at once
 _OWN = f'"{FAMILY}":'
 
-_NAMES = " ".join(f"WHEN {int(t)} THEN '{t.name}'" for t in AnnotationType)
-_ANNOTATIONS = f"""
-SELECT concat(
-  '{{"id":', id, ',"type":"', CASE type {_NAMES} END, '","attributes":', coalesce(attributes, '{{}}'),
-  ',"group":', "group",
-  CASE WHEN label IS NOT NULL THEN concat(',"label_id":', label) WHEN type = 7 THEN '' ELSE ',"label_id":null' END,
-  CASE type
-    WHEN 6 THEN ',"bbox":' || to_json(points)
-    WHEN 1 THEN ''
-    WHEN 2 THEN concat(',"rle":{{"counts":', to_json(counts), ',"size":[', height, ',', width, ']}}')
-    WHEN 7 THEN ',"caption":' || to_json(coalesce(text, ''))
-    WHEN 8 THEN concat(',"position":', to_json(points[1:3]), ',"rotation":', to_json(points[4:6]),
-                       ',"scale":', to_json(points[7:9]))
-    ELSE ',"points":' || to_json(points) END,
-  CASE WHEN z_order = 0 AND type IN (1, 7, 8) THEN '' ELSE concat(',"z_order":', z_order) END,
-  CASE WHEN visibility IS NULL THEN '' ELSE ',"visibility":' || to_json(visibility) END,
-  own, '}}') AS text
+_LABEL, _MASK, _CAPTION, _CUBOID = (int(AnnotationType[n]) for n in ("label", "mask", "caption", "cuboid_3d"))
+_NOT_LISTS = [_LABEL, _MASK, _CAPTION, _CUBOID]  # what is told of all others is one list of numbers
+_BODIES = f"""
+SELECT CASE type
+    WHEN {_LABEL} THEN ''
+    WHEN {_MASK} THEN concat(',"rle":{{"counts":', to_json(counts), ',"size":[', height, ',', width, ']}}')
+    WHEN {_CAPTION} THEN ',"caption":' || to_json(coalesce(text, ''))
+    ELSE concat(',"position":', to_json(points[1:3]), ',"rotation":', to_json(points[4:6]),
+                ',"scale":', to_json(points[7:9])) END AS text
+FROM annotations"""
+
+_VISIBILITY = f"""
+SELECT CASE WHEN type <> {int(AnnotationType.points)} OR visibility IS NULL THEN ''
+            ELSE ',"visibility":' || to_json(visibility) END AS text
 FROM annotations"""
 
 _OWN_TEXT = f"""
 SELECT CASE WHEN own IS NULL OR length(own) < 3 THEN '' ELSE ',' || own[2:-2] END AS text
 FROM (SELECT json_extract(extra, '$.{FAMILY}')::VARCHAR AS own FROM annotations)"""
-
-_HEADS = """
-SELECT '{"id":' || to_json(id) || ',"annotations":[' AS head,
-  concat(']', CASE WHEN attributes IS NULL THEN '' ELSE ',"attr":' || attributes END,
-    CASE kind WHEN 'image' THEN concat(',"image":{"path":', to_json(path),
-                CASE WHEN height IS NULL OR width IS NULL THEN '' ELSE concat(',"size":[', height, ',', width, ']') END,
-                more, '}')
-              WHEN 'point_cloud' THEN concat(',"point_cloud":{"path":', to_json(path), more, '}', related)
-              ELSE '' END,
-    own, '},') AS tail
-FROM items"""
 
 
 def _has_own(column: pa.Array) -> bool:
@@ -65,22 +52,61 @@ def _has_own(column: pa.Array) -> bool:
 
 def annotation_texts(view: Flat) -> pa.Array:
     """The JSON object of every annotation."""
-    columns = {
-        n: view.column(n) for n in ("type", "id", "group", "label", "z_order", "points", "attributes", "text")
-    }
-    mask = view.column("mask")
-    columns |= {n: pc.struct_field(mask, n) for n in ("height", "width", "counts")}
-    visibility = view.column("visibility")
-    if visibility.null_count < len(visibility):
-        keep = pc.equal(columns["type"], int(AnnotationType.points))
-        visibility = pc.if_else(keep, visibility, pa.scalar(None, visibility.type))
-    columns["visibility"] = visibility
+    kind, label, z_order = (view.column(n) for n in ("type", "label", "z_order"))
+    heads = _by_code(kind, lambda t: f',"type":"{AnnotationType(t).name}","attributes":')
+    labels = _by_code(label, lambda k: f',"label_id":{json.dumps(k)}')
+    no_depth = pc.is_in(kind, pa.array([_LABEL, _CAPTION, _CUBOID], kind.type))
+    depths = _by_code(z_order, lambda z: f',"z_order":{z}')
     extra = view.column("extra")
-    if _has_own(extra):
-        columns["own"] = text_column(query(_OWN_TEXT, annotations=pa.table({"extra": extra})))
-    else:
-        columns["own"] = pa.repeat("", len(view))
-    return text_column(query(_ANNOTATIONS, annotations=pa.table(columns)))
+    parts = [
+        '{"id":',
+        view.column("id").cast(pa.string()),
+        heads,
+        view.column("attributes").fill_null("{}"),
+        ',"group":',
+        view.column("group").cast(pa.string()),
+        _blank(labels, pc.and_(pc.equal(kind, _CAPTION), label.is_null())),
+        *_bodies(view, kind),
+        _blank(depths, pc.and_(pc.equal(z_order, 0), no_depth)),
+        _visibility(view, kind),
+        text_column(query(_OWN_TEXT, annotations=pa.table({"extra": extra}))) if _has_own(extra) else "",
+        "}",
+    ]
+    return pc.binary_join_element_wise(*parts, "")
+
+
+def _by_code(column: pa.Array, text: Callable[[Any], str]) -> pa.Array:
+    """A text for every value of a column that has few different ones."""
+    encoded = column.dictionary_encode(null_encoding="encode")
+    return pa.array([text(v) for v in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
+
+
+def _blank(texts: pa.Array, where: pa.Array) -> pa.Array:
+    return pc.if_else(where, "", texts) if pc.any(where).as_py() else texts
+
+
+def _bodies(view: Flat, kind: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Two texts for every annotation: one after the other, they tell its shape."""
+    keys = _by_code(kind, lambda t: "" if t in _NOT_LISTS else ',"bbox":[' if t == AnnotationType.bbox else ',"points":[')
+    points = view.column("points")
+    others = pc.is_in(kind, pa.array(_NOT_LISTS, kind.type))
+    if not pc.any(others).as_py():
+        return keys, list_texts(points)
+    rows = pa.array(np.flatnonzero(others.to_numpy(zero_copy_only=False)))
+    mask = view.column("mask").take(rows)
+    columns = {n: view.column(n).take(rows) for n in ("type", "points", "text")}
+    columns |= {n: pc.struct_field(mask, n) for n in ("height", "width", "counts")}
+    made = text_column(query(_BODIES, annotations=pa.table(columns)))
+    listed = list_texts(pc.if_else(others, pa.scalar(None, points.type), points))
+    return keys, pc.replace_with_mask(listed, others, made)
+
+
+def _visibility(view: Flat, kind: pa.Array) -> pa.Array:
+    """The visibility of points with its key; nothing for other annotations."""
+    seen = view.column("visibility")
+    if seen.null_count == len(seen):
+        return pa.scalar("")
+    return text_column(query(_VISIBILITY, annotations=pa.table({"type": kind, "visibility": seen})))
 
 
 def faults(view: Flat) -> dict[int, str]:
@@ -126,30 +152,48 @@ def record_texts(block: pa.Table, names: pa.Array, saved: bool) -> pa.Array:
     view = flat(block)
     offsets = pa.array(view.offsets.astype(np.int32))
     joined = pc.binary_join(pa.ListArray.from_arrays(offsets, annotation_texts(view)), ",")
-    media = single_chunk(block, "media")
-    columns: dict[str, Any] = {
-        "id": single_chunk(block, "id"),
-        "attributes": single_chunk(block, "attributes"),
-        "path": names,
-        **{n: pc.struct_field(media, n) for n in ("kind", "height", "width")},
-    }
-    columns |= _own_columns(block, media, names, saved)
-    made = query(_HEADS, items=pa.table(columns))
-    return pc.binary_join_element_wise(text_column(made, "head"), joined, text_column(made, "tail"), "")
+    own = _own_columns(block, names, saved)
+    attributes = pc.binary_join_element_wise(',"attr":', single_chunk(block, "attributes"), "")
+    return pc.binary_join_element_wise(
+        '{"id":',
+        string_texts(single_chunk(block, "id")),
+        ',"annotations":[',
+        joined,
+        "]",
+        attributes.fill_null(""),
+        _media_texts(single_chunk(block, "media"), own),
+        own["own"],
+        "},",
+        "",
+    )
 
 
-def _own_columns(block: pa.Table, media: pa.Array, names: pa.Array, saved: bool) -> dict[str, Any]:
-    """The columns own, more, related and perhaps path: what only this format says of an item."""
+def _media_texts(media: pa.Array, own: dict[str, pa.Array]) -> pa.Array:
+    """What tells the image or the point cloud of every item; nothing where there is none."""
+    kind, height, width = (pc.struct_field(media, n) for n in ("kind", "height", "width"))
+    path = string_texts(own["path"])
+    numbers = [n.cast(pa.string()) for n in (height, width)]
+    size = pc.binary_join_element_wise(',"size":[', numbers[0], ",", numbers[1], "]", "").fill_null("")
+    texts = pc.binary_join_element_wise(',"image":{"path":', path, size, own["more"], "}", "")
+    clouds = pc.equal(kind, "point_cloud")
+    if pc.any(clouds).as_py():
+        cloud = pc.binary_join_element_wise(',"point_cloud":{"path":', path, own["more"], "}", own["related"], "")
+        texts = pc.if_else(clouds, cloud, texts)
+    return pc.if_else(pc.is_in(kind, pa.array(["image", "point_cloud"])), texts, "")
+
+
+def _own_columns(block: pa.Table, names: pa.Array, saved: bool) -> dict[str, pa.Array]:
+    """The columns own, more, related and path: what only this format says of an item, and where its media is."""
     n = block.num_rows
-    columns: dict[str, Any] = {c: pa.repeat("", n) for c in ("own", "more", "related")}
-    extra = single_chunk(block, "extra")
+    columns: dict[str, pa.Array] = {c: pa.repeat("", n) for c in ("own", "more", "related")}
+    extra, media = single_chunk(block, "extra"), single_chunk(block, "media")
     clouds = pc.fill_null(pc.equal(pc.struct_field(media, "kind"), "point_cloud"), False)
     rows = set(np.flatnonzero(clouds.to_numpy(zero_copy_only=False)).tolist())
     if _has_own(extra):
         found = pc.fill_null(pc.match_substring(extra, _OWN), False).to_numpy(zero_copy_only=False)
         rows.update(np.flatnonzero(found).tolist())
     if not rows:
-        return columns
+        return {**columns, "path": names}
     texts = {c: [""] * n for c in columns}
     paths = names.to_pylist()
     for i in sorted(rows):

@@ -23,7 +23,7 @@ from rayds.errors import DataError
 
 WINDOW = 8 << 20
 MAX_SKELETON = 256 << 20
-_PART = 256 << 10
+_PART = 256 << 10  # bytes, which stay in the cache of a core
 
 Bytes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64]
@@ -78,8 +78,7 @@ def _between(starts: Index, ends: Index) -> Index:
 
 
 def _marks(data: Bytes) -> tuple[Index, Index, bool]:
-    """(positions of quotation marks, those of braces, whether there are backslashes), looked for in parts that stay in the
-    processor's cache."""
+    """(positions of quotation marks, those of braces, whether there are backslashes), looked for part by part."""
     quotes, braces, slashes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], False
     bits, mask = np.empty(_PART, np.uint8), np.empty(_PART, bool)
     for at in range(0, len(data), _PART):

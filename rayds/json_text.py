@@ -59,7 +59,9 @@ def list_texts(lists: pa.Array) -> pa.Array:
 def string_texts(strings: pa.Array) -> pa.Array:
     """The JSON of strings; null for null."""
     if pc.any(pc.match_substring_regex(strings, r'["\\\x00-\x1f]')).as_py():
-        return text_column(query("SELECT to_json(string)::VARCHAR AS text FROM t", t=pa.table({"string": strings})))
+        return text_column(
+            query("SELECT to_json(string)::VARCHAR AS text FROM t", t=pa.table({"string": strings}))
+        )
     return pc.binary_join_element_wise('"', strings, '"', "")
 
 
@@ -67,14 +69,17 @@ def _slices(entries: pa.Array, bounds: Ints, lists: pa.Array, lengths: Ints) -> 
     """The text of each list: entries bounds[i]:bounds[i + 1] together, "]" where there are none, null for null."""
     ends, data = entries.buffers()[1:]
     offsets = np.frombuffer(ends, np.int32)[bounds] if len(entries) else np.zeros(len(bounds), np.int32)
-    texts = pa.StringArray.from_buffers(len(lists), pa.py_buffer(offsets), data if data is not None else pa.py_buffer(b""))
+    texts = pa.StringArray.from_buffers(
+        len(lists), pa.py_buffer(offsets), data if data is not None else pa.py_buffer(b"")
+    )
     if lengths.min(initial=1) == 0:
         texts = pc.if_else(pa.array(lengths == 0), "]", texts)
     return pc.if_else(lists.is_valid(), texts, pa.scalar(None, pa.string())) if lists.null_count else texts
 
 
 def _lengths(lists: pa.Array) -> Ints:
-    return pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    found: Ints = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
 
 
 def _bounds(lengths: Ints) -> Ints:
@@ -104,7 +109,9 @@ def _table(size: int) -> pa.Array:
     with _lock:
         if size not in _tables:
             numbers = pa.table({"number": np.arange(size) / _SCALE})
-            plain = text_column(query("SELECT to_json(number)::VARCHAR AS text FROM numbers", numbers=numbers))
+            plain = text_column(
+                query("SELECT to_json(number)::VARCHAR AS text FROM numbers", numbers=numbers)
+            )
             forms = [pc.binary_join_element_wise(before, plain, after, "") for before, after in _AROUND]
             _tables[size] = pa.concat_arrays(forms)
         return _tables[size]

@@ -211,12 +211,12 @@ def _texts(shared: Block, records: npt.NDArray[np.int64], task: str, ctx: WriteC
         has = kinds_of(found)
         columns |= shape_columns(shared, found, item, extra, attributes, ctx)
         columns |= {"boxed": has[SHAPES[0]], "drawn": has[SHAPES[1]] | has[SHAPES[2]]}
-        parts.append("CASE WHEN boxed THEN ',\"bbox\":' || to_json(bbox)::VARCHAR END")
-        parts.append("CASE WHEN drawn THEN ',\"segmentation\":' || coalesce(rle, to_json(seg)::VARCHAR) END")
+        parts.append("CASE WHEN boxed THEN ',\"bbox\":[' || bbox END")
+        parts.append("CASE WHEN drawn THEN ',\"segmentation\":' || coalesce(rle, '[' || seg) END")
         parts.append("CASE WHEN crowd THEN ',\"iscrowd\":1' END")
         if task == "person_keypoints":
             columns |= keypoint_columns(found, extra)
-            parts.append("',\"keypoints\":' || to_json(points)::VARCHAR")
+            parts.append("',\"keypoints\":[' || points")
     # Evaluation needs the score of a detection; the truth's is 1.
     parts.append(
         "',\"score\":' || score"

@@ -34,6 +34,7 @@ from rayds.formats.coco.records import (
 )
 from rayds.formats.coco.tasks import kinds_of, pick_tasks
 from rayds.item import dump_json
+from rayds.json_text import list_texts
 from rayds.schema import AnnotationType as T
 from rayds.schema import Flat, flat, media_field, single_chunk
 from rayds.sql import joined_bytes, query, text_column
@@ -255,12 +256,12 @@ def _record_texts(shared: Block, records: npt.NDArray[np.int64], task: str, ctx:
         columns |= shape_columns(shared, found, item, extra, attributes, ctx)
         parts.append(
             """',"category_id":', coalesce(category::VARCHAR, 'null'),
-               ',"segmentation":', coalesce(rle, to_json(seg)::VARCHAR), ',"bbox":', to_json(bbox), ',"iscrowd":', coalesce(crowd, false)::INT"""
+               ',"segmentation":', coalesce(rle, '[' || seg), ',"bbox":[', bbox, ',"iscrowd":', coalesce(crowd, false)::INT"""
         )
         computed.append("CASE WHEN NOT told THEN ',\"area\":' || area END")
         if task == "person_keypoints":
             columns |= keypoint_columns(found, extra)
-            parts.append("',\"keypoints\":' || to_json(points)::VARCHAR")
+            parts.append("',\"keypoints\":[' || points")
             computed.append(
                 "CASE WHEN points IS NOT NULL AND NOT counted THEN ',\"num_keypoints\":' || visible END"
             )
@@ -277,7 +278,8 @@ def shape_columns(
     attributes: pa.Table,
     ctx: WriteContext,
 ) -> dict[str, Any]:
-    """bbox, seg (polygons) or rle (text), area and whether extra tells it, crowd."""
+    """bbox, seg (polygons) or rle, area and whether extra tells it, crowd; the first three as JSON texts, those of the lists
+    behind their brackets."""
     polygons = polygon_lists(found)
     box = boxes(found)
     rles: list[dict[str, Any] | None] = [None] * len(found)
@@ -294,8 +296,8 @@ def shape_columns(
     told = extra.column("area").combine_chunks()
     area = areas(polygons, box, rles) if pc.all(told).as_py() is False else np.zeros(len(found))
     return {
-        "bbox": list_rows(box),
-        "seg": polygons,
+        "bbox": list_texts(list_rows(box)),
+        "seg": list_texts(polygons),
         "rle": texts,
         "told": told,
         "area": area,
@@ -317,7 +319,7 @@ def _rle_text(rle: dict[str, Any] | None, listed: bool) -> str | None:
 
 
 def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
-    """points: x, y, visibility triples or null; visible: how many are not absent; counted: whether extra tells that."""
+    """points: x, y, visibility triples (JSON behind the bracket) or null; visible: how many are not absent; counted: whether extra tells that."""
     first = first_of(found, T.points)
     rows = pa.array(first, mask=first < 0)
     xy = found.view.column("points").take(rows)
@@ -338,7 +340,9 @@ def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
     offsets = np.concatenate([[0], np.cumsum(lengths * 3)]).astype(np.int32)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     return {
-        "points": pa.ListArray.from_arrays(pa.array(offsets), pa.array(triples), mask=pa.array(first < 0)),
+        "points": list_texts(
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(triples), mask=pa.array(first < 0))
+        ),
         "visible": np.bincount(owner[flat_seen > 0], minlength=len(lengths)),
         "counted": extra.column("keypoints"),
     }

@@ -87,7 +87,9 @@ def _blank(texts: pa.Array, where: pa.Array) -> pa.Array:
 
 def _bodies(view: Flat, kind: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Two texts for every annotation: one after the other, they tell its shape."""
-    keys = _by_code(kind, lambda t: "" if t in _NOT_LISTS else ',"bbox":[' if t == AnnotationType.bbox else ',"points":[')
+    keys = _by_code(
+        kind, lambda t: "" if t in _NOT_LISTS else ',"bbox":[' if t == AnnotationType.bbox else ',"points":['
+    )
     points = view.column("points")
     others = pc.is_in(kind, pa.array(_NOT_LISTS, kind.type))
     if not pc.any(others).as_py():
@@ -177,7 +179,9 @@ def _media_texts(media: pa.Array, own: dict[str, pa.Array]) -> pa.Array:
     texts = pc.binary_join_element_wise(',"image":{"path":', path, size, own["more"], "}", "")
     clouds = pc.equal(kind, "point_cloud")
     if pc.any(clouds).as_py():
-        cloud = pc.binary_join_element_wise(',"point_cloud":{"path":', path, own["more"], "}", own["related"], "")
+        cloud = pc.binary_join_element_wise(
+            ',"point_cloud":{"path":', path, own["more"], "}", own["related"], ""
+        )
         texts = pc.if_else(clouds, cloud, texts)
     return pc.if_else(pc.is_in(kind, pa.array(["image", "point_cloud"])), texts, "")
 

@@ -184,8 +184,9 @@ def _number(word: bytes) -> float:
     return value
 
 
-_DIGITS = (np.arange(100_000)[:, None] // 10 ** np.arange(4, -1, -1) % 10 + 48).astype(np.uint8)
-_SIGNIFICANT = 5 - sum((np.arange(100_000) % 10**i == 0).astype(np.int64) for i in range(1, 6))
+# Of the numbers 00000 to 99999: the digits as text, and how many stand before the zeros at the end.
+_DIGITS = np.ascontiguousarray(np.indices((10,) * 5, np.uint8).reshape(5, -1).T) + np.uint8(ord("0"))
+_SIGNIFICANT = 5 - np.cumprod(_DIGITS[:, ::-1] == ord("0"), axis=1, dtype=np.int8).sum(1)
 
 
 def format_numbers(values: Floats, line_ends: npt.NDArray[np.bool_]) -> tuple[Bytes, Ints]:

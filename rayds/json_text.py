@@ -7,7 +7,6 @@ table, which is five times as fast as printing each. Other numbers are printed b
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,12 @@ _SMALLEST, _LARGEST = 1 << 16, 1 << 19  # entries of the table: numbers below 65
 _AROUND = (("", ","), ("", "]"), ("[", ","), ("", "],"), ("", "]]"))  # what stands before and behind a number
 _NEXT, _LAST, _INNER_FIRST, _INNER_LAST, _LAST_OF_ALL = range(len(_AROUND))
 _PRINT = "SELECT substr(to_json(list)::VARCHAR, 2) AS text FROM lists"
+_PRINT_ONE = "SELECT to_json(number)::VARCHAR AS text FROM numbers"
 
-_tables: dict[int, pa.Array] = {}
+_table: tuple[int, pa.Array] = (
+    0,
+    None,
+)  # (numbers in it, the numbers 0, 0.01, ... with each pair of _AROUND, pair by pair)
 _lock = threading.Lock()
 
 
@@ -35,25 +38,27 @@ def list_texts(lists: pa.Array) -> pa.Array:
     """
     nested = pa.types.is_list(lists.type.value_type)
     lengths = _lengths(lists)
-    inner = lists.flatten()
-    if nested:
-        inner_lengths = _lengths(inner)
-        ends = np.cumsum(inner_lengths)
-        bounds = np.concatenate([[0], ends])[_bounds(lengths)]
-        codes = None if inner_lengths.min(initial=2) < 2 else _codes(inner.flatten())
-    else:
-        bounds = _bounds(lengths)
-        codes = _codes(inner)
-    if codes is None:
+    bounds, inner = _bounds(lengths), lists.flatten()
+    inner_lengths = _lengths(inner) if nested else None
+    if inner_lengths is not None:
+        ends = _bounds(inner_lengths)
+        bounds, inner = ends[bounds], inner.flatten()
+    short = (
+        inner_lengths is not None and inner_lengths.min(initial=2) < 2
+    )  # its first number is also its last
+    codes = None if short else _codes(inner)
+    table = None if codes is None else _table_of(codes)
+    if codes is None or table is None:
         return text_column(query(_PRINT, lists=pa.table({"list": lists})))
-    size = _table_size(codes)
-    if nested:
-        codes[ends - inner_lengths] += _INNER_FIRST * size
-        codes[ends - 1] += _INNER_LAST * size
-        codes[bounds[1:][lengths > 0] - 1] += (_LAST_OF_ALL - _INNER_LAST) * size
+    size, texts = table
+    lasts = bounds[1:][lengths > 0] - 1
+    if inner_lengths is not None:
+        codes[ends[:-1]] += _INNER_FIRST * size
+        codes[ends[1:] - 1] += _INNER_LAST * size
+        codes[lasts] += (_LAST_OF_ALL - _INNER_LAST) * size
     else:
-        codes[bounds[1:][lengths > 0] - 1] += _LAST * size
-    return _slices(_table(size).take(pa.array(codes)), bounds, lists, lengths)
+        codes[lasts] += _LAST * size
+    return _slices(texts.take(pa.array(codes)), bounds, lists, lengths)
 
 
 def string_texts(strings: pa.Array) -> pa.Array:
@@ -68,10 +73,8 @@ def string_texts(strings: pa.Array) -> pa.Array:
 def _slices(entries: pa.Array, bounds: Ints, lists: pa.Array, lengths: Ints) -> pa.Array:
     """The text of each list: entries bounds[i]:bounds[i + 1] together, "]" where there are none, null for null."""
     ends, data = entries.buffers()[1:]
-    offsets = np.frombuffer(ends, np.int32)[bounds] if len(entries) else np.zeros(len(bounds), np.int32)
-    texts = pa.StringArray.from_buffers(
-        len(lists), pa.py_buffer(offsets), data if data is not None else pa.py_buffer(b"")
-    )
+    offsets = np.frombuffer(ends, np.int32)[bounds]
+    texts = pa.StringArray.from_buffers(len(lists), pa.py_buffer(offsets), data)
     if lengths.min(initial=1) == 0:
         texts = pc.if_else(pa.array(lengths == 0), "]", texts)
     return pc.if_else(lists.is_valid(), texts, pa.scalar(None, pa.string())) if lists.null_count else texts
@@ -87,31 +90,28 @@ def _bounds(lengths: Ints) -> Ints:
 
 
 def _codes(values: pa.Array) -> npt.NDArray[np.int32] | None:
-    """The place of each number in the table; None where the table has not all of them, or is not worth making."""
+    """The place in the table of each number; None where there are none, or some that can't be in it."""
     numbers = values.to_numpy(zero_copy_only=False)
-    if not len(numbers):
-        return np.zeros(0, np.int32)
-    if numbers.view(np.int64).min() < 0 or not numbers.max() < _LARGEST / _SCALE:  # also -0.0, NaN
+    # As integers, -0.0 and all numbers below it are negative; NaN is below nothing.
+    if not len(numbers) or numbers.view(np.int64).min() < 0 or not numbers.max() < _LARGEST / _SCALE:
         return None
     codes = np.rint(numbers * _SCALE)
-    if not np.array_equal(codes / _SCALE, numbers):
-        return None
-    size = _table_size(codes)
-    return codes.astype(np.int32) if size in _tables or 2 * len(codes) > size else None
+    return codes.astype(np.int32) if np.array_equal(codes / _SCALE, numbers) else None
 
 
-def _table_size(codes: npt.NDArray[Any]) -> int:
-    return max(_SMALLEST, 1 << int(codes.max(initial=0)).bit_length())
-
-
-def _table(size: int) -> pa.Array:
-    """The numbers 0, 0.01, ... as text, `size` of them, with each pair of _AROUND around them, pair by pair."""
+def _table_of(codes: npt.NDArray[np.int32]) -> tuple[int, pa.Array] | None:
+    """A table (see _table) that has all of some places; None where there is none, and too few places to make one for."""
+    global _table
+    largest = int(codes.max())
     with _lock:
-        if size not in _tables:
+        if largest >= _table[0]:
+            size = max(_SMALLEST, 1 << largest.bit_length())
+            if 2 * len(codes) < size:
+                return None
             numbers = pa.table({"number": np.arange(size) / _SCALE})
-            plain = text_column(
-                query("SELECT to_json(number)::VARCHAR AS text FROM numbers", numbers=numbers)
+            plain = text_column(query(_PRINT_ONE, numbers=numbers))
+            _table = (
+                size,
+                pa.concat_arrays([pc.binary_join_element_wise(a, plain, b, "") for a, b in _AROUND]),
             )
-            forms = [pc.binary_join_element_wise(before, plain, after, "") for before, after in _AROUND]
-            _tables[size] = pa.concat_arrays(forms)
-        return _tables[size]
+        return _table

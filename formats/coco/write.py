@@ -319,7 +319,8 @@ def _rle_text(rle: dict[str, Any] | None, listed: bool) -> str | None:
 
 
 def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
-    """points: x, y, visibility triples (JSON behind the bracket) or null; visible: how many are not absent; counted: whether extra tells that."""
+    """points: x, y, visibility triples (JSON behind the bracket) or null; visible: how many are not absent; counted: whether
+    extra tells that."""
     first = first_of(found, T.points)
     rows = pa.array(first, mask=first < 0)
     xy = found.view.column("points").take(rows)

@@ -53,10 +53,10 @@ def _has_own(column: pa.Array) -> bool:
 def annotation_texts(view: Flat) -> pa.Array:
     """The JSON object of every annotation."""
     kind, label, z_order = (view.column(n) for n in ("type", "label", "z_order"))
-    heads = _by_code(kind, lambda t: f',"type":"{AnnotationType(t).name}","attributes":')
-    labels = _by_code(label, lambda k: f',"label_id":{json.dumps(k)}')
+    heads = _by_type(kind, lambda t: f',"type":"{t.name}","attributes":')
+    labels = _members("label_id", label).fill_null(',"label_id":null')
     no_depth = pc.is_in(kind, pa.array([_LABEL, _CAPTION, _CUBOID], kind.type))
-    depths = _by_code(z_order, lambda z: f',"z_order":{z}')
+    depths = _members("z_order", z_order)
     extra = view.column("extra")
     parts = [
         '{"id":',
@@ -75,10 +75,18 @@ def annotation_texts(view: Flat) -> pa.Array:
     return pc.binary_join_element_wise(*parts, "")
 
 
-def _by_code(column: pa.Array, text: Callable[[Any], str]) -> pa.Array:
-    """A text for every value of a column that has few different ones."""
-    encoded = column.dictionary_encode(null_encoding="encode")
-    return pa.array([text(v) for v in encoded.dictionary.to_pylist()], pa.string()).take(encoded.indices)
+def _by_type(kind: pa.Array, text: Callable[[AnnotationType], str]) -> pa.Array:
+    """A text for every annotation by its type."""
+    encoded = kind.dictionary_encode()
+    texts = [text(AnnotationType(t)) for t in encoded.dictionary.to_pylist()]
+    return pa.array(texts, pa.string()).take(encoded.indices)
+
+
+def _members(key: str, column: pa.Array) -> pa.Array:
+    """Every number with its key, where few different ones are likely; null for null."""
+    encoded = column.dictionary_encode()
+    texts = pc.binary_join_element_wise(f',"{key}":', encoded.dictionary.cast(pa.string()), "")
+    return texts.take(encoded.indices)
 
 
 def _blank(texts: pa.Array, where: pa.Array) -> pa.Array:
@@ -87,9 +95,8 @@ def _blank(texts: pa.Array, where: pa.Array) -> pa.Array:
 
 def _bodies(view: Flat, kind: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Two texts for every annotation: one after the other, they tell its shape."""
-    keys = _by_code(
-        kind, lambda t: "" if t in _NOT_LISTS else ',"bbox":[' if t == AnnotationType.bbox else ',"points":['
-    )
+    bbox = AnnotationType.bbox
+    keys = _by_type(kind, lambda t: "" if t in _NOT_LISTS else ',"bbox":[' if t == bbox else ',"points":[')
     points = view.column("points")
     others = pc.is_in(kind, pa.array(_NOT_LISTS, kind.type))
     if not pc.any(others).as_py():
@@ -103,11 +110,11 @@ def _bodies(view: Flat, kind: pa.Array) -> tuple[pa.Array, pa.Array]:
     return keys, pc.replace_with_mask(listed, others, made)
 
 
-def _visibility(view: Flat, kind: pa.Array) -> pa.Array:
+def _visibility(view: Flat, kind: pa.Array) -> pa.Array | str:
     """The visibility of points with its key; nothing for other annotations."""
     seen = view.column("visibility")
     if seen.null_count == len(seen):
-        return pa.scalar("")
+        return ""
     return text_column(query(_VISIBILITY, annotations=pa.table({"type": kind, "visibility": seen})))
 
 

@@ -492,9 +492,7 @@ def _original_errors() -> Iterator[None]:
         yield
     except RayError as e:
         error: Any = e
-        while isinstance(error, RayError) or not isinstance(
-            error, Carried
-        ):  # Ray's wrapper is of both classes
+        while isinstance(error, RayError) or not isinstance(error, Carried):  # Ray's wrapper is both
             error = getattr(error, "cause", None) or getattr(error, "__cause__", None)
             if error is None or error is e:
                 raise EngineError(f"Ray could not finish the work: {e}") from e

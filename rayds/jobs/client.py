@@ -11,7 +11,6 @@ import shlex
 import tempfile
 import time
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from rayds.errors import EngineError, UnknownNameError, UsageError
 from rayds.jobs import _probe
 from rayds.jobs.auth import Access, without_variables
 from rayds.jobs.packing import Package, requirements, runtime_env
+from rayds.jobs.stream import in_thread
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -173,21 +173,8 @@ class Jobs:
 
     def _tail(self, id: str) -> Iterator[str]:
         """The log by one connection, until that ends."""
-        loop = asyncio.new_event_loop()
-        stream = self._client.tail_job_logs(id)
-        try:
-            while True:
-                with _reporting(self.access.url), warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)  # of aiohttp, by how Ray calls it
-                    try:
-                        piece = loop.run_until_complete(anext_(stream))
-                    except StopAsyncIteration:
-                        return
-                yield piece
-        finally:
-            with contextlib.suppress(Exception):  # the connection goes, whatever state Ctrl-C left it in
-                loop.run_until_complete(_end_all(loop, stream))
-            loop.close()
+        with _reporting(self.access.url):
+            yield from in_thread(lambda: self._client.tail_job_logs(id))
 
     def probe(
         self,
@@ -227,22 +214,6 @@ class Jobs:
             f"the cluster can't run {python or 'its Python'!r} ({last[0]}); name the Python of its Ray by --python, or start Ray with its "
             "environment first on PATH"
         )
-
-
-async def anext_(stream: Any) -> str:
-    """The next piece of a stream, as a coroutine (Python 3.10's anext is only awaitable)."""
-    piece: str = await stream.__anext__()
-    return piece
-
-
-async def _end_all(loop: asyncio.AbstractEventLoop, stream: Any) -> None:
-    """Close a stream and end what else runs on its loop."""
-    with contextlib.suppress(Exception):
-        await stream.aclose()
-    tasks = [t for t in asyncio.all_tasks(loop) if t is not asyncio.current_task(loop)]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def follow_command(id: str, url: str) -> str:

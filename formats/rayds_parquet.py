@@ -93,6 +93,7 @@ class RaydsParquet(Format):
     name = "rayds"
     title = "rayds: sharded Parquet, holds everything"
     family = "rayds"
+    all_infos = True
     checks_boxes = False  # what rayds wrote it reads, whatever it is
     holds = Capabilities(
         annotations=frozenset(AnnotationType),

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from rayds.categories import Categories
 from rayds.engine.base import Block, Blocks, Engine, Stage
 from rayds.errors import UnknownNameError, UsageError
+from rayds.format import DATASET
 from rayds.numbering import check_unique, ordered, with_starts
 from rayds.op import Op, Surveying
 from rayds.ops._pairs import parse_pairs
@@ -301,11 +302,11 @@ class ProjectInfos(Op):
 
     def infos(self, infos: Mapping[str, Any]) -> dict[str, Any]:
         made = {} if self.options.overwrite else dict(infos)
-        facts = dict(made.get("dataset") or {})
+        facts = dict(made.get(DATASET) or {})
         for text in self.options.infos:
             name, _, value = text.partition(":")
             facts[name.strip()] = value
-        return {**made, "dataset": facts}
+        return {**made, DATASET: facts}
 
     def apply(self, block: Block) -> Block:
         return block

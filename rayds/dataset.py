@@ -26,6 +26,7 @@ from rayds.format import (
     ReadContext,
     Restart,
     WriteContext,
+    settled,
 )
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.listing import Listing
@@ -201,7 +202,7 @@ class Dataset(Feeding, Operating):
     @property
     def infos(self) -> dict[str, Any]:
         """What the source says of the whole dataset, by format family."""
-        return self._infos
+        return settled(self._infos)
 
     def expected(self) -> Expected | None:
         """How many items there will be, or about how many, where the source tells it without being read."""
@@ -396,7 +397,7 @@ class Dataset(Feeding, Operating):
             options,
             self._categories,
             ids=self._ids,
-            infos=self._infos,
+            infos=fmt.told(self._infos),
             source_format=self._format,
             on_error=self._on_error if on_error is None else OnError(on_error),
         )

@@ -10,10 +10,10 @@ import json
 import os
 import posixpath
 from abc import ABC
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -122,7 +122,7 @@ class Plan:
     """What `Format.plan` found: categories, and the shards in the order of the items.
 
     ids: whether annotation ids are unique in each subset ("unique"), all 0 ("none") or not known.
-    infos: facts about the whole dataset for the same format's writer, {family: JSON-like}. found: what `source` found out
+    infos: facts about the whole dataset for the same format's writer, {family: JSON-like, or Later}. found: what `source` found out
     besides, so that it need not look again when the dataset is read again.
     """
 
@@ -131,6 +131,30 @@ class Plan:
     ids: Ids = "unknown"
     infos: dict[str, Any] = field(default_factory=dict)
     found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+class Later:
+    """A value that takes long to find and is often not needed: made when it is first asked for."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def value(self) -> Any:
+        """The value."""
+        return self._make()
+
+    def __repr__(self) -> str:
+        return f"<later: {self.__dict__.get('value', 'not made yet')}>"
+
+
+DATASET = "dataset"  # key of the facts about a dataset that are of no format family
+
+
+def settled(infos: Mapping[str, Any], families: Collection[str] | None = None) -> dict[str, Any]:
+    """Facts about a dataset, those of some families only or all, as they are: none left for later."""
+    chosen = {k: v for k, v in infos.items() if families is None or k in families}
+    return {k: v.value if isinstance(v, Later) else v for k, v in chosen.items()}
 
 
 @dataclass
@@ -210,7 +234,7 @@ class ReadContext:
 class WriteContext:
     """What `Format.write` and `finish` get besides the items.
 
-    out: the staging folder. ids: see Plan. infos: the source's facts about the whole dataset. subsets: the names
+    out: the staging folder. ids: see Plan. infos: the source's facts about the whole dataset (see Format.told). subsets: the names
     that occur, when known. lose(): report what was left out. bad(): report an item that can't be written.
     """
 
@@ -258,6 +282,7 @@ class Format(ABC):
         True  # whether boxes that `read` gives wholly outside their image are bad items
     )
     own_media: ClassVar[bool] = False  # whether `write` saves the images itself
+    all_infos: ClassVar[bool] = False  # whether the output holds the facts of all families
 
     def __repr__(self) -> str:
         return f"<format {self.name}: {self.title}>"
@@ -312,6 +337,10 @@ class Format(ABC):
         return True
 
     # writing
+
+    def told(self, infos: Mapping[str, Any]) -> dict[str, Any]:
+        """What the writer gets of the facts about the whole dataset: those of its family, and those that are nobody's."""
+        return settled(infos, None if self.all_infos else (self.family, DATASET))
 
     def capabilities(self, options: Any) -> Capabilities:
         """What the output holds with these options."""

@@ -23,6 +23,7 @@ from rayds.format import (
     Confidence,
     Format,
     Ids,
+    Later,
     Plan,
     PlanContext,
     ReadContext,
@@ -30,7 +31,7 @@ from rayds.format import (
     WriteContext,
 )
 from rayds.formats.coco import layout
-from rayds.formats.coco.top import peek
+from rayds.formats.coco.top import Top, peek
 from rayds.listing import Listing
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import AnnotationType as T
@@ -139,21 +140,25 @@ class Coco(Format):
     def plan(self, files: Listing, ctx: PlanContext) -> Plan:
         layout.range_size(ctx.options, 0, None)  # a mistake in it is told now
         storage, subsets = self.subsets(files)
-        tops: list[tuple[str, dict[str, Any]]] = []
-        infos: dict[str, Any] = {}
+        tops: dict[str, dict[str, Top]] = {}
+        known: list[tuple[str, dict[str, Any]]] = []
         for s in subsets:
             for task, file in s.files:
                 top = peek(storage, file, ctx.on_error is not OnError.RAISE, ctx.fold)
-                tops.append((storage.path(file), top))
-                rest = {k: v for k, v in top.items() if k not in ("categories", *layout.SECTIONS)}
-                infos.setdefault(s.subset, {})[task] = {"top": rest}
-        categories = layout.join_categories(tops, ctx.options.keep_original_category_ids)
+                tops.setdefault(s.subset, {})[task] = top
+                known.append((storage.path(file), top.known))
+        categories = layout.join_categories(known, ctx.options.keep_original_category_ids)
         with_meta(files, categories)
         labels = layout.labels_by_id(categories)
         shards = [
             Shard(
                 s.subset,
-                {"subset": s.subset, "files": s.files, "labels": labels},
+                {
+                    "subset": s.subset,
+                    "files": s.files,
+                    "labels": labels,
+                    "categories": {t: top.known.get("categories") for t, top in tops[s.subset].items()},
+                },
                 size=sum(storage.size(f) for _, f in s.files),
                 file=storage.path(s.files[0][1]),
             )
@@ -161,7 +166,7 @@ class Coco(Format):
         ]
         # A panoptic segment's id is a colour: unique in its image only.
         ids: Ids = "unknown" if any(t == "panoptic" for s in subsets for t, _ in s.files) else "unique"
-        return Plan(categories, shards, ids=ids, infos={"coco": infos})
+        return Plan(categories, shards, ids=ids, infos={"coco": Later(partial(_infos, tops))})
 
     def estimate(self, shard: Shard, root: Storage) -> int | None:
         from rayds.formats._estimate import about_records
@@ -282,6 +287,17 @@ class Coco(Format):
         from rayds.formats.coco.write import finish
 
         finish(self, fragments, ctx)
+
+
+def _infos(tops: dict[str, dict[str, Top]]) -> dict[str, Any]:
+    """What the files say besides categories and records: {subset: {task: {"top": {key: value}}}}."""
+    return {
+        subset: {
+            task: {"top": {k: v for k, v in top.whole().items() if k != "categories"}}
+            for task, top in tasks.items()
+        }
+        for subset, tasks in tops.items()
+    }
 
 
 def with_meta(files: Listing, categories: Any) -> None:
@@ -427,7 +443,7 @@ class CocoResults(Coco):
         if truth is not None:
             if not truth.file:
                 raise FormatError(f"{truth.root.url}: ground-truth is the path of one annotation file")
-            categories = layout.join_categories([(truth.file, peek(truth.root, truth.file))], False)
+            categories = layout.join_categories([(truth.file, peek(truth.root, truth.file).known)], False)
         else:
             ids = ctx.fold(names, partial(category_numbers, files.root), lambda a, b: a | b)
             categories = made_categories(ids or set())

@@ -122,8 +122,8 @@ def id_twice(id: int, place: int, path: str) -> DataError:
     )
 
 
-def skeleton_errors(skeleton: Mapping[str, Any], path: str) -> Iterator[DataError]:
-    """What the scanner did not take for records must be no list of something else."""
+def skeleton_errors(skeleton: Mapping[str, Any], path: str, categories: Any) -> Iterator[DataError]:
+    """What the scanner did not take for records must be no list of something else; categories: those of the plan."""
     if "images" not in skeleton:
         yield DataError("the key 'images' is missing", file=path, remedy="Is this a COCO annotation file?")
     for section in SECTIONS:
@@ -131,3 +131,5 @@ def skeleton_errors(skeleton: Mapping[str, Any], path: str) -> Iterator[DataErro
         if not isinstance(rest, list) or any(r != {} for r in rest):
             reason = f"{section!r} is no list of objects: {str(rest)[:60]}"
             yield DataError(reason, file=path, remedy="Repair the file")
+    if repr(skeleton.get("categories")) != repr(categories):  # nan is not equal to itself
+        yield DataError("'categories' stands twice", file=path, remedy="Make them one list")

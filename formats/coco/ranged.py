@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import groupby, pairwise
@@ -269,7 +269,7 @@ def read_by_ranges(
     if reason is None:
         files, ids = _sketched(engine, ctx, shard, range_size, found)
         files = files or [_marked(engine, ctx, t, f, range_size, found) for t, f in shard.data["files"]]
-        reason = _unfit(files, ctx)
+        reason = _unfit(files, shard.data["categories"], ctx)
     if reason:
         if forced:
             warnings.warn(f"{shard.file}: read by one task, not by ranges: {reason}", stacklevel=2)
@@ -339,10 +339,11 @@ def _marked(
     return MarkedFile(task, name, found[key])
 
 
-def _unfit(files: Sequence[MarkedFile], ctx: ReadContext) -> str | None:
+def _unfit(files: Sequence[MarkedFile], categories: Mapping[str, Any], ctx: ReadContext) -> str | None:
     """Why the files are better read whole: what is broken is told best by the reader of whole files."""
     for file in files:
-        error = file.marks.error or next(skeleton_errors(file.marks.skeleton, file.name), None)
+        told = skeleton_errors(file.marks.skeleton, file.name, categories.get(file.task))
+        error = file.marks.error or next(told, None)
         if error is not None:
             if ctx.on_error is OnError.RAISE and file.marks.error is not None and file is files[0]:
                 raise file.marks.error

@@ -51,6 +51,7 @@ class SubsetReader:
         self.subset: str = shard.data["subset"]
         self.files: list[tuple[str, str]] = [tuple(f) for f in shard.data["files"]]
         self.labels: dict[int, int] = shard.data["labels"]
+        self.categories: dict[str, Any] = shard.data.get("categories", {})  # of each task
         self.images: list[pa.Table] = []
         self.image_ids = np.zeros(0, np.int64)
         self._order = self._sorted = self.image_ids
@@ -136,7 +137,7 @@ class SubsetReader:
         if broken:
             self._bad(broken[0])
         elif not self.bare:
-            for error in skeleton_errors(scanner.skeleton, path):
+            for error in skeleton_errors(scanner.skeleton, path, self.categories.get(task)):
                 self._bad(error)
         self._check_ids(task, path)
 

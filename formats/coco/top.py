@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,23 +26,56 @@ _SECTION_END = re.compile(rb'\}\s*\]\s*,\s*"')
 _NEXT_SECTION = re.compile(rb'"(?:images|annotations)"\s*:\s*\[\s*\{')
 
 
-def peek(storage: Storage, name: str, broken_ok: bool = False, fold: Fold = plain_fold) -> dict[str, Any]:
-    """All of an annotation file but images and annotations: info, licenses, categories, unknown keys.
+@dataclass(frozen=True)
+class Top:
+    """The top-level keys of an annotation file but images and annotations: info, licenses, categories, unknown keys.
 
-    Big files are parsed at both ends only, when that suffices: when the rest has no other keys, which a quick search
-    proves; else the whole file is scanned. fold: runs a function over parts of the file as tasks.
+    known: those that were found without much reading, categories among them where the file has them. whole(): all.
+    """
+
+    known: dict[str, Any]
+    whole: Callable[[], dict[str, Any]]
+
+
+def peek(storage: Storage, name: str, broken_ok: bool = False, fold: Fold = plain_fold) -> Top:
+    """The top-level keys of an annotation file.
+
+    Big files are parsed at both ends only, when that shows the categories (that there are no others, the reader sees). For
+    all keys that suffices when the rest has no other ones, which a quick search proves; else the whole file is scanned.
+    fold: runs a function over parts of the file as tasks.
     broken_ok: of a file that is cut off or no JSON, give what stands before (the reader will tell of it).
     """
     size = storage.size(name)
-    if size > HEAD + TAIL and whole_files(storage) is None:
-        found, start = _head(storage, name)
+    if size <= HEAD + TAIL or whole_files(storage) is not None:
+        return _settled(_all_keys(storage, name, broken_ok))
+    found, start = _head(storage, name)
+    tail = storage.read_range(name, size - TAIL, size)
+    found |= {k: v for k, v in read_tail(tail).items() if k not in SECTIONS}
+    if "categories" not in found or start is None:
+        return _settled(_marked_keys(storage, name, broken_ok, fold))
+
+    def whole() -> dict[str, Any]:
         tail = storage.read_range(name, size - TAIL, size)
-        found |= {k: v for k, v in read_tail(tail).items() if k not in SECTIONS}
-        if "categories" in found and start is not None and not _hides_keys(storage, name, start, tail, fold):
-            return found
-        marks = find_marks(storage, name, SECTIONS, RANGE, fold)
-        if marks.error is None:
-            return {k: v for k, v in marks.skeleton.items() if k not in SECTIONS}
+        hidden = _hides_keys(storage, name, start, tail, fold)
+        return _marked_keys(storage, name, broken_ok, fold) if hidden else found
+
+    return Top(found, whole)
+
+
+def _settled(keys: dict[str, Any]) -> Top:
+    return Top(keys, lambda: keys)
+
+
+def _marked_keys(storage: Storage, name: str, broken_ok: bool, fold: Fold) -> dict[str, Any]:
+    """The top-level keys of a big file, scanned as tasks."""
+    marks = find_marks(storage, name, SECTIONS, RANGE, fold)
+    if marks.error is not None:
+        return _all_keys(storage, name, broken_ok)
+    return {k: v for k, v in marks.skeleton.items() if k not in SECTIONS}
+
+
+def _all_keys(storage: Storage, name: str, broken_ok: bool) -> dict[str, Any]:
+    """The top-level keys of a file, all of which is scanned."""
     with storage.open(name) as f:
         scanner = RecordScanner(f, storage.path(name), SECTIONS)
         try:

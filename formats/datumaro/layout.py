@@ -13,7 +13,17 @@ import pyarrow.compute as pc
 from rayds import media
 from rayds.engine.base import Position
 from rayds.errors import DataError
-from rayds.format import Capabilities, Confidence, Format, Plan, PlanContext, ReadContext, Shard, WriteContext
+from rayds.format import (
+    DATASET,
+    Capabilities,
+    Confidence,
+    Format,
+    Plan,
+    PlanContext,
+    ReadContext,
+    Shard,
+    WriteContext,
+)
 from rayds.formats._estimate import about_records
 from rayds.formats._meta import write_meta
 from rayds.formats.datumaro import header, write
@@ -144,7 +154,7 @@ class Datumaro(Format):
                 listed.append(b",")
             listed.append(fragment["file"])
         for subset, listed in (parts or {DEFAULT_SUBSET: []}).items():
-            head = header.header_text(ctx.categories, own, subset, kinds, ctx.infos.get("dataset")).encode()
+            head = header.header_text(ctx.categories, own, subset, kinds, ctx.infos.get(DATASET)).encode()
             ctx.out.concatenate([head, *listed, b"]}\n"], f"{ANNOTATIONS}/{subset}.json")
         ctx.out.remove(FRAGMENTS)
         if ctx.options.save_dataset_meta:

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from rayds.errors import DataError
 
+BOM = b"\xef\xbb\xbf"
 WINDOW = 8 << 20
 MAX_SKELETON = 256 << 20
 _PART = 256 << 10  # bytes, which stay in the cache of a core
@@ -208,12 +209,11 @@ class RecordScanner:
     def records(self) -> Iterator[Records]:
         """The wanted records in file order, about a window's worth at a time."""
         at = 0
-        first = True
-        while chunk := self.file.read(self.window):
-            chunk = without_bom(chunk) if first else chunk
-            first = False
-            yield from self._feed(chunk, at)
-            at += len(chunk)
+        while n := self.file.readinto((joined := self._room(self.window))[len(self._pending) :]):
+            if at == 0:
+                joined[: len(BOM)] = np.frombuffer(without_bom(joined[: len(BOM)].tobytes()), np.uint8)
+            yield from self._scan(joined[: len(self._pending) + n], at)
+            at += n
         if at == 0:
             raise empty_file(self.name)
         self._finish(at)
@@ -247,8 +247,21 @@ class RecordScanner:
         self._escaped = bool(out) and out[-1] == n
         return np.array(out, np.int64)
 
+    def _room(self, n: int) -> Bytes:
+        """A writable array of what is pending, and room for n more bytes."""
+        joined = np.empty(len(self._pending) + n, np.uint8)
+        joined[: len(self._pending)] = np.frombuffer(self._pending, np.uint8)
+        return joined
+
     def _feed(self, chunk: bytes, at: int) -> Iterator[Records]:
-        data = np.frombuffer(chunk, np.uint8)
+        """The records that end in a chunk, which stands at `at` in the file."""
+        joined = self._room(len(chunk))
+        joined[len(self._pending) :] = np.frombuffer(chunk, np.uint8)
+        return self._scan(joined, at)
+
+    def _scan(self, joined: Bytes, at: int) -> Iterator[Records]:
+        """The records that end in what is new, from `at` in the file on; before it stands what is pending."""
+        data = joined[len(self._pending) :]
         quotes, braces = self._structure(data)
         signs = np.where(data[braces] == _OPEN, 1, -1)
         depth = self._depth + np.cumsum(signs)
@@ -263,7 +276,7 @@ class RecordScanner:
             starts = np.append(self._open, starts)
         self._open = int(starts[-1]) if len(starts) > len(ends) else None
         starts = starts[: len(ends)]
-        base, data = self._pending_at, self._joined(data)
+        base, data = self._pending_at, joined
         quotes = np.concatenate([self._quotes_pending, quotes + at])
         done = int(ends[-1]) if len(ends) else base
         if len(starts):
@@ -271,13 +284,6 @@ class RecordScanner:
         self._pending = bytes(data[done - base :]) if done > base else bytes(data)
         self._pending_at = done
         self._quotes_pending = quotes[np.searchsorted(quotes, done) :]
-
-    def _joined(self, data: Bytes) -> Bytes:
-        """A writable array of what was pending and the new chunk."""
-        joined = np.empty(len(self._pending) + len(data), np.uint8)
-        joined[: len(self._pending)] = np.frombuffer(self._pending, np.uint8)
-        joined[len(self._pending) :] = data
-        return joined
 
     def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
         """Split records at the gaps that are more than one comma with white space."""
@@ -358,7 +364,7 @@ class RecordScanner:
 
 def without_bom(head: bytes) -> bytes:
     """The first bytes of a file with blanks in the place of a byte order mark."""
-    return b"   " + head[3:] if head.startswith(b"\xef\xbb\xbf") else head
+    return b" " * len(BOM) + head[len(BOM) :] if head.startswith(BOM) else head
 
 
 def is_plain_gap(gap: bytes) -> bool:

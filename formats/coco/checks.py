@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,10 +18,15 @@ from rayds.sql import query
 
 Ints = npt.NDArray[np.int64]
 
-# What DuckDB raises for broken JSON; the second when its message would quote bytes that are not UTF-8.
-BROKEN = (duckdb.Error, UnicodeDecodeError)
 _CONSTANT = r"(?i)nan|inf"  # DuckDB reads these as numbers; strings may hold them too
 _EXACT = float(1 << 53)
+
+
+def broken() -> tuple[type[Exception], ...]:
+    """What DuckDB raises for broken JSON; the second when its message would quote bytes that are not UTF-8."""
+    import duckdb  # takes 40 ms: not before the first records are on their way
+
+    return duckdb.Error, UnicodeDecodeError
 
 
 def checked_json(records: Records, file: str, bad: list[DataError]) -> tuple[pa.Array, Ints]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from rayds.errors import DataError
 from rayds.formats._records import Records
 from rayds.formats.coco.checks import (
-    BROKEN,
+    broken,
     checked_json,
     constants_in,
     distinct_keys,
@@ -35,7 +35,7 @@ def images_of(records: Records, file: str) -> tuple[pa.Table, list[DataError]]:
     texts, number = records.texts(), np.arange(len(records))
     try:
         keys = distinct_keys(texts)
-    except BROKEN:
+    except broken():
         texts, number = checked_json(records, file, errors)
         keys = distinct_keys(texts)
     unknown = sorted(k for k in keys if k not in _KNOWN and k != "attributes")

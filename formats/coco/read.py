@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayds import sql
 from rayds.errors import DataError
 from rayds.format import ReadContext, Restart, Shard
 from rayds.formats._records import Records, RecordScanner
@@ -69,6 +70,7 @@ class SubsetReader:
 
     def read(self) -> Iterator[pa.Table]:
         """The item tables of the subset, in the order of its images."""
+        sql.begin()
         reported = len(self.ctx.errors)
         with tempfile.TemporaryDirectory(prefix="rayds-") as folder:
             grouping = Grouping(self.ctx.block_rows, Path(folder))

@@ -20,7 +20,7 @@ from rayds.errors import FormatError
 from rayds.format import ReadContext, Shard, WriteContext
 from rayds.formats._meta import write_meta
 from rayds.formats._records import Records, RecordScanner
-from rayds.formats.coco.checks import BROKEN
+from rayds.formats.coco.checks import broken
 from rayds.formats.coco.images import images_of
 from rayds.formats.coco.layout import SECTIONS, TASKS
 from rayds.formats.coco.merge import Grouping
@@ -90,7 +90,7 @@ def category_numbers(storage: Storage, name: str) -> set[int]:
             sql = "SELECT DISTINCT TRY_CAST(json_extract_string(j, '$.category_id') AS BIGINT) AS c FROM t"
             try:
                 ids = query(sql, t=pa.table({"j": records.texts()})).column("c")
-            except BROKEN:  # the reader tells of it
+            except broken():  # the reader tells of it
                 sql = sql.replace("FROM t", "FROM (SELECT j FROM t WHERE json_valid(j))")
                 ids = query(sql, t=pa.table({"j": records.texts()})).column("c")
             found |= set(ids.drop_null().to_pylist())

@@ -19,7 +19,7 @@ from rayds.annotations import normal_rle, rle_runs
 from rayds.errors import DataError
 from rayds.formats._records import Records
 from rayds.formats.coco.checks import (
-    BROKEN,
+    broken,
     checked_json,
     constants_in,
     distinct_keys,
@@ -95,7 +95,7 @@ def annotations_of(
     sql = f"SELECT unnest(r) FROM (SELECT from_json(j, '{_SPEC}') AS r FROM t)"
     try:
         table = query(sql, t=pa.table({"j": texts}))
-    except BROKEN:
+    except broken():
         texts, number = checked_json(records, file, errors)
         table = query(sql, t=pa.table({"j": texts}))
     parser = _Parser(table.combine_chunks(), texts, number, records, file, mark, errors)

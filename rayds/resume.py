@@ -15,7 +15,7 @@ from rayds import __version__
 from rayds.encoding import EncodingError, decode, encode
 from rayds.errors import OutputExistsError, ResumeError
 from rayds.format import Format, Restart, Shard, WriteContext
-from rayds.partial import FINISHED, PUBLISHED, PUBLISHING, Partial, changed_since, differences
+from rayds.partial import FINISHED, PUBLISHED, PUBLISHING, UNITS, Partial, changed_since, differences
 from rayds.reading import Source
 from rayds.report import Report
 from rayds.storage import DONE, Storage, check_output
@@ -23,15 +23,24 @@ from rayds.units import Unit, load_shards, load_units
 
 
 class Keeping(Storage):
-    """A storage that only notes what it is asked to remove: so that `Format.finish` can run again."""
+    """A storage that only notes what it is asked to remove: so that `Format.finish` can run again.
 
-    def __init__(self, storage: Storage) -> None:
+    For a job that nobody will go on with, use_up: then what is joined goes at once.
+    """
+
+    def __init__(self, storage: Storage, use_up: bool = False) -> None:
         super().__init__(storage.url, storage.scratch)
+        self.use_up = use_up
         self.removed: list[str] = []
 
     def remove(self, name: str = "") -> None:
         """Note the name."""
         self.removed.append(name)
+
+    def concatenate(self, parts: Sequence[bytes | str], name: str, used_up: bool = False) -> None:
+        """Join, without use of what was used up when that can happen again."""
+        whole = Storage(self.url, self.scratch)
+        whole.concatenate(parts, name, used_up and self.use_up)
 
 
 def identity(
@@ -202,6 +211,12 @@ class Job:
             del self.units[number]
 
     # the end
+
+    def last_chance(self) -> bool:
+        """Whether the output is made now or from nothing. If so, no later run takes over the units any more."""
+        if not self.resume:
+            self.partial.root.remove(UNITS)
+        return not self.resume
 
     def finish(self, report: Report, remove: Sequence[str]) -> None:
         """The output is complete but for the names to remove: publish it."""

@@ -349,8 +349,12 @@ class Storage:
                 return
         self.write_bytes(name, read_url(source))
 
-    def concatenate(self, parts: Sequence[bytes | str], name: str) -> None:
-        """Make a file of literal bytes and files of this storage (by name), in order, never holding one whole."""
+    def concatenate(self, parts: Sequence[bytes | str], name: str, used_up: bool = False) -> None:
+        """Make a file of literal bytes and files of this storage (by name), in order, never holding one whole.
+
+        used_up: each of those files is needed for nothing else, and may go as soon as it is joined: a local disk then need not
+        hold everything twice.
+        """
         if not self.local:
             remote, path = self._at(name)
             root = path[: len(path) - len(name)]
@@ -361,8 +365,10 @@ class Storage:
                 if isinstance(part, bytes):
                     out.write(part)
                     continue
-                with self.open(part) as f:
+                with self.open(part) as f, _naming(f"{self.path(part)} -> {self.path(name)}"):
                     _append(f, out)
+                if used_up:
+                    self.remove(part)
 
     def remove(self, name: str = "") -> None:
         """Remove a file or folder with all its content; nothing to do when it is not there."""

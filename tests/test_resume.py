@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import rayds
+from rayds import storage
 from rayds.encoding import EncodingError, decode, encode
 from rayds.engine.base import Engine
 from rayds.engine.local import LocalEngine
@@ -23,6 +24,7 @@ from rayds.formats.coco import Coco
 from rayds.losses import Summary
 from rayds.partial import Partial
 from rayds.reading import ShardReader
+from rayds.resume import Job
 from rayds.schema import annotation_rows, item_table, media_rows
 from rayds.storage import Storage
 from rayds.units import UnitWriter
@@ -307,6 +309,28 @@ def test_without_resume_an_export_begins_anew_and_says_so(source: Path, tmp_path
     with pytest.warns(UserWarning, match="an interrupted run of .*out was found and removed"):
         assert load(source).export(str(out), "yolo").resumed == 0
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+@pytest.mark.parametrize("format", ["coco", "datumaro"])
+def test_killed_while_files_are_joined_and_used_up(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    load(source).export(str(tmp_path / "whole"), format)
+    out, append, calls = tmp_path / "out", storage._append, []
+
+    def killed(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 4:
+            raise Stop
+        append(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_append", killed)
+        patch.setattr(Job, "_leave", lambda *args, **options: None)  # it would have had no time
+        with pytest.raises(Stop):
+            load(source).export(str(out), format)
+    assert load(source).export(str(out), format, resume=True).resumed == 0
+    assert files(out) == files(tmp_path / "whole")
 
 
 def test_a_failure_without_resume_leaves_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -166,6 +167,46 @@ def test_concatenate(storage: Storage) -> None:
     assert storage.read_bytes("whole/x.json") == b"a" + b"b" * 100_000 + b"cd"
     storage.concatenate([], "whole/none")
     assert storage.read_bytes("whole/none") == b""
+
+
+def test_concatenate_uses_up_local_parts(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.write_bytes("parts/1", b"b")
+    storage.write_bytes("parts/2", b"c")
+    storage.concatenate([b"a", "parts/1", "parts/2"], "x", used_up=True)
+    assert storage.read_bytes("x") == b"abc"
+    assert storage.entries("parts") == ([], [])
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_concatenate_where_the_kernel_copies_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    calls = []
+
+    def copy(source: int, out: int, count: int) -> int:
+        calls.append(count)
+        if len(calls) > after:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return os.write(out, os.read(source, 3))
+
+    monkeypatch.setattr(os, "copy_file_range", copy, raising=False)
+    storage = Storage(tmp_path)
+    storage.write_bytes("1", b"bcdef")
+    storage.concatenate([b"a", "1", b"g"], "x")
+    assert storage.read_bytes("x") == b"abcdefg"
+    assert len(calls) == after + 1
+
+
+def test_concatenate_tells_of_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(*args: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", copy, raising=False)
+    storage = Storage(tmp_path)
+    storage.write_bytes("1", b"b")
+    with pytest.raises(StorageError, match="x: No space left"):
+        storage.concatenate(["1"], "x")
 
 
 def test_a_missing_part_is_not_an_error_of_the_output(storage: Storage) -> None:

@@ -238,7 +238,7 @@ def finish_results(fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: Wr
     for subset, tasks in joined.items():
         for task in [t for t in _WRITTEN if t in tasks] or ["instances"]:
             parts: list[bytes | str] = [b"[\n", *join_files(tasks.get(task, [])), b"\n]\n"]
-            ctx.out.concatenate(parts, f"{task}_{subset}_results.json")
+            ctx.out.concatenate(parts, f"{task}_{subset}_results.json", used_up=True)
     ctx.out.remove(FRAGMENTS)
     if ctx.options.save_dataset_meta:
         write_meta(ctx.out, ctx.categories)

@@ -360,14 +360,15 @@ def finish(fmt: Any, fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: 
         named = tuple(ctx.options.tasks) or (fmt.tasks if len(fmt.tasks) == 1 else ())
         told = ctx.infos.get("coco", {}).get(subset, {})  # files that the source has are written though empty
         tasks = [t for t in fmt.tasks if t in named or (not named and (files.get(t) or t in told))]
-        for task in tasks or ["image_info"]:
+        chosen = tasks or ["image_info"]
+        for task in chosen:
             parts: list[bytes | str] = [
                 _head(subset, task, ctx, tasks == ["captions"]),
                 b'"images":[\n',
                 *join_files(files["images"]),
             ]
             parts += [b'\n],\n"annotations":[\n', *join_files(files.get(task, [])), b"\n]}\n"]
-            ctx.out.concatenate(parts, fmt.annotation_path(task, subset))
+            ctx.out.concatenate(parts, fmt.annotation_path(task, subset), used_up=task == chosen[-1])
     ctx.out.remove(FRAGMENTS)
     if ctx.options.save_dataset_meta:
         write_meta(ctx.out, ctx.categories)

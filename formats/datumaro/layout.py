@@ -155,7 +155,7 @@ class Datumaro(Format):
             listed.append(fragment["file"])
         for subset, listed in (parts or {DEFAULT_SUBSET: []}).items():
             head = header.header_text(ctx.categories, own, subset, kinds, ctx.infos.get(DATASET)).encode()
-            ctx.out.concatenate([head, *listed, b"]}\n"], f"{ANNOTATIONS}/{subset}.json")
+            ctx.out.concatenate([head, *listed, b"]}\n"], f"{ANNOTATIONS}/{subset}.json", used_up=True)
         ctx.out.remove(FRAGMENTS)
         if ctx.options.save_dataset_meta:
             write_meta(ctx.out, ctx.categories)

@@ -18,7 +18,6 @@ from rayds.cli._common import (
     open_dataset,
     print_options,
     run_options,
-    start_light,
 )
 from rayds.cli._output import check_output, output_options, write_dataset, writer_of
 from rayds.cli.filter import check_expression, filter_options
@@ -59,7 +58,6 @@ def convert(ctx: click.Context, /, **given: Any) -> None:
     """
     from rayds.registry import get_format
 
-    start_light(given)
     early_plugins(given)
     fmt = get_format(given["output_format"])
     words = extra_words(ctx)

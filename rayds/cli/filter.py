@@ -20,7 +20,6 @@ from rayds.cli._common import (
     print_options,
     run_options,
     stacked,
-    start_light,
 )
 from rayds.cli._output import check_output, output_format, output_options, write_dataset
 from rayds.errors import UsageError
@@ -102,7 +101,6 @@ def filter(ctx: click.Context, /, **given: Any) -> None:  # fmt: skip
     selects, in all items; in the mode items+annotations items that are left without any go, too. Options of the output
     format follow after --. 'rayds convert' and 'rayds export' filter with -e as well.
     """
-    start_light(given)
     early_plugins(given)
     words = extra_words(ctx)
     if asks_help(words):

@@ -23,6 +23,7 @@ from rayds.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 WINDOW = 8 << 20
+_FIRST = 1 << 20
 MAX_SKELETON = 256 << 20
 _PART = 256 << 10  # bytes, which stay in the cache of a core
 
@@ -207,13 +208,14 @@ class RecordScanner:
         self._quotes_pending = np.zeros(0, np.int64)
 
     def records(self) -> Iterator[Records]:
-        """The wanted records in file order, about a window's worth at a time."""
-        at = 0
-        while n := self.file.readinto((joined := self._room(self.window))[len(self._pending) :]):
+        """The wanted records in file order, about a window's worth at a time; less at first, so that soon all have work."""
+        at, window = 0, min(_FIRST, self.window)
+        while n := self.file.readinto((joined := self._room(window))[len(self._pending) :]):
             if at == 0:
                 joined[: len(BOM)] = np.frombuffer(without_bom(joined[: len(BOM)].tobytes()), np.uint8)
             yield from self._scan(joined[: len(self._pending) + n], at)
             at += n
+            window = min(2 * window, self.window)
         if at == 0:
             raise empty_file(self.name)
         self._finish(at)

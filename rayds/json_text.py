@@ -70,11 +70,16 @@ def string_texts(strings: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise('"', strings, '"', "")
 
 
+def spans(texts: pa.Array, bounds: Ints) -> pa.Array:
+    """The texts bounds[i]:bounds[i + 1] as one text, without a copy: they stand one after the other. texts: whole, not a slice."""
+    ends, data = texts.buffers()[1:]
+    offsets = np.frombuffer(ends, np.int32)[bounds]
+    return pa.StringArray.from_buffers(len(bounds) - 1, pa.py_buffer(offsets), data)
+
+
 def _slices(entries: pa.Array, bounds: Ints, lists: pa.Array, lengths: Ints) -> pa.Array:
     """The text of each list: entries bounds[i]:bounds[i + 1] together, "]" where there are none, null for null."""
-    ends, data = entries.buffers()[1:]
-    offsets = np.frombuffer(ends, np.int32)[bounds]
-    texts = pa.StringArray.from_buffers(len(lists), pa.py_buffer(offsets), data)
+    texts = spans(entries, bounds)
     if lengths.min(initial=1) == 0:
         texts = pc.if_else(pa.array(lengths == 0), "]", texts)
     return pc.if_else(lists.is_valid(), texts, pa.scalar(None, pa.string())) if lists.null_count else texts

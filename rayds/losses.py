@@ -20,6 +20,7 @@ NOTE = "note: "  # kinds that begin with it are told, but are no loss under --st
 EDITS = "image edits: not written without --save-media"
 
 _FEW = 256
+_ONE_NUMBER = r'^\{"([^"\\]*)":-?[0-9][0-9.eE+-]*\}$'
 LOST = "rayds_lost"  # in an item's extra: what operations could not keep of it, on its way to the report
 REPORT = "rayds_merge"  # likewise: what a merge has to say of it
 
@@ -217,25 +218,70 @@ def _attribute_losses(
     keep = frozenset() if held is False else held
     encoded = column.dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    codes = np.where(rows, codes, -1)
-    counts = np.bincount(codes[codes >= 0], minlength=len(encoded.dictionary))
+    there = np.flatnonzero(rows & (codes >= 0))
+    texts = _Texts(encoded.dictionary, codes[there], there)
     losses: Losses = {}
-    if len(encoded.dictionary) <= _FEW:
-        for code, text in enumerate(encoded.dictionary.to_pylist()):
-            if not counts[code]:
-                continue
-            for name, value in json.loads(text).items():
-                if value is not False and value is not None and name not in keep:
-                    row = int(np.flatnonzero(codes == code)[0])
-                    example = f"item {ids[int(item[row])].as_py()!r}: {json.dumps(value)[:60]}"
-                    losses = merge_losses(losses, {f"{what} {name!r}": (int(counts[code]), example)})
-        return losses
-    table = pa.table({"text": encoded.dictionary, "n": counts})
-    found = query(
-        """SELECT k, sum(n)::BIGINT AS n, first(v) AS v FROM (
-             SELECT unnest(json_keys(text)) AS k, text, n FROM t WHERE n > 0
-           ), LATERAL (SELECT json_extract(text, '$."' || replace(k, '"', '\\"') || '"')::VARCHAR AS v)
-           WHERE v NOT IN ('false', 'null') GROUP BY k ORDER BY k""",
-        t=table,
-    )
-    return {f"{what} {r['k']!r}": (r["n"], str(r["v"])[:60]) for r in found.to_pylist() if r["k"] not in keep}
+    for name, (n, row) in sorted(texts.names().items()):
+        if name not in keep:
+            value = json.dumps(json.loads(column[row].as_py())[name])
+            losses[f"{what} {name!r}"] = (n, f"item {ids[int(item[row])].as_py()!r}: {value[:60]}")
+    return losses
+
+
+_Names = dict[
+    str, tuple[int, int]
+]  # how many objects have a name with a value but false and null, the first row
+
+
+class _Texts:
+    """JSON objects, each with how often it occurs, and the first row where it does."""
+
+    def __init__(self, texts: pa.Array, codes: Any, rows: Any) -> None:
+        self.texts = texts
+        self.counts = np.bincount(codes, minlength=len(texts))
+        self.firsts = np.zeros(len(texts), np.int64)
+        self.firsts[codes[::-1]] = rows[::-1]  # the last that is set stays
+        self.present = np.flatnonzero(self.counts)
+
+    def names(self) -> _Names:
+        """The names in all objects."""
+        if len(self.present) <= _FEW:
+            return self._names_of(self.present)
+        single = pc.match_substring_regex(self.texts, _ONE_NUMBER).to_numpy(zero_copy_only=False)[
+            self.present
+        ]
+        found = self._single_names(self.present[single])
+        for name, (n, first) in self._names_of(self.present[~single]).items():
+            had = found.get(name, (0, first))
+            found[name] = (n + had[0], min(first, had[1]))
+        return found
+
+    def _single_names(self, which: Any) -> _Names:
+        """The names in objects that hold nothing but one number, as those of COCO's items do, another for each."""
+        names = pc.replace_substring_regex(self.texts.take(pa.array(which)), _ONE_NUMBER, r"\1")
+        names = names.dictionary_encode()
+        codes = names.indices.to_numpy()
+        sums = np.bincount(codes, self.counts[which])
+        firsts = np.full(len(sums), np.iinfo(np.int64).max)
+        np.minimum.at(firsts, codes, self.firsts[which])
+        told = zip(names.dictionary.to_pylist(), sums, firsts, strict=True)
+        return {name: (int(n), int(first)) for name, n, first in told}
+
+    def _names_of(self, which: Any) -> _Names:
+        """The names in any objects."""
+        found: _Names = {}
+        if len(which) <= _FEW:
+            for i in which.tolist():
+                for name, value in json.loads(self.texts[i].as_py()).items():
+                    if value is not False and value is not None:
+                        n, first = found.get(name, (0, int(self.firsts[i])))
+                        found[name] = (n + int(self.counts[i]), min(first, int(self.firsts[i])))
+            return found
+        columns = {"text": self.texts.take(pa.array(which)), "n": self.counts[which], "i": self.firsts[which]}
+        told = query(
+            """SELECT m.key AS k, sum(n)::BIGINT AS n, min(i) AS i FROM (
+                 SELECT unnest(map_entries(from_json(text, '"MAP(VARCHAR, JSON)"'))) AS m, n, i FROM t
+               ) WHERE m.value::VARCHAR NOT IN ('false', 'null') GROUP BY k""",
+            t=pa.table(columns),
+        )
+        return {r["k"]: (r["n"], r["i"]) for r in told.to_pylist()}

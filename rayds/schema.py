@@ -8,7 +8,7 @@ row that each belongs to: hot code works on those with NumPy, Arrow or DuckDB.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -171,13 +171,17 @@ class Flat:
     rows: pa.StructArray
     item: IntArray
     offsets: IntArray
+    _columns: dict[str, pa.Array] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def column(self, name: str) -> pa.Array:
         """One field of all annotations, e.g. "label" or "points"."""
-        return self.rows.field(name) if self.rows.offset == 0 else pc.struct_field(self.rows, name)
+        if name not in self._columns:
+            whole = self.rows.offset == 0
+            self._columns[name] = self.rows.field(name) if whole else pc.struct_field(self.rows, name)
+        return self._columns[name]
 
     def numpy(self, name: str, null: int = 0) -> npt.NDArray[Any]:
         """One integer field as NumPy; nulls become `null`."""
@@ -274,17 +278,17 @@ def conform(table: pa.Table) -> pa.Table:
     if table.schema.equals(schema):
         return table
     arrays = []
-    for field in schema:
-        if field.name in table.schema.names:
+    for wanted in schema:
+        if wanted.name in table.schema.names:
             try:
-                arrays.append(table.column(field.name).cast(field.type))
+                arrays.append(table.column(wanted.name).cast(wanted.type))
             except pa.ArrowException as e:
-                have = table.column(field.name).type
+                have = table.column(wanted.name).type
                 raise ValueError(
-                    f"the column {field.name!r} is {have}, which is not {field.type}: {e}"
+                    f"the column {wanted.name!r} is {have}, which is not {wanted.type}: {e}"
                 ) from e
-        elif field.name == "subset":
+        elif wanted.name == "subset":
             arrays.append(_column(DEFAULT_SUBSET, table.num_rows, pa.string()))
         else:
-            arrays.append(pa.nulls(table.num_rows, field.type))
+            arrays.append(pa.nulls(table.num_rows, wanted.type))
     return pa.Table.from_arrays(arrays, schema=schema)

@@ -33,7 +33,7 @@ def connection() -> duckdb.DuckDBPyConnection:
 def begin() -> None:
     """Load DuckDB in a thread of its own: that takes 70 ms, in which a reader can look for its first records."""
     if _root is None:
-        threading.Thread(target=connection, name="rayds-duckdb", daemon=True).start()
+        threading.Thread(target=connection, name="rayds-duckdb").start()
 
 
 def query(sql: str, **tables: pa.Table) -> pa.Table:

@@ -106,16 +106,18 @@ def integers(values: pa.Array, texts: pa.Array, key: str) -> tuple[pa.Array, npt
 
 def members_sql(keys: Sequence[str]) -> str:
     """SQL that gives some members of the JSON object j as text: '"k":v,"k2":v2', null when it has none of them."""
-    parts: list[Any] = []
+    names, paths = [], []
     for key in keys:
-        name = json.dumps(key).replace("'", "''")
+        names.append(json.dumps(key).replace("'", "''"))
         # DuckDB's paths have no empty names; its pointers do.
         path = (
             "/"
             if not key
             else ('$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"').replace("'", "''")
         )
-        parts.append(f"'{name}:' || json_extract(j, '{path}')::VARCHAR")
+        paths.append(f"'{path}'")
+    found = f"json_extract(j, [{', '.join(paths)}])"  # one look at j, as it is the same expression for all
+    parts = [f"'{name}:' || {found}[{i + 1}]::VARCHAR" for i, name in enumerate(names)]
     return f"nullif(concat_ws(',', {', '.join(parts)}), '')"
 
 

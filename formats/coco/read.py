@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from rayds import sql
 from rayds.errors import DataError
 from rayds.format import ReadContext, Restart, Shard
-from rayds.formats._records import Records, RecordScanner
+from rayds.formats._records import WINDOW, Records, RecordScanner
 from rayds.formats.coco.images import images_of, item_columns
 from rayds.formats.coco.items import (
     SPATIAL,
@@ -70,7 +70,8 @@ class SubsetReader:
 
     def read(self) -> Iterator[pa.Table]:
         """The item tables of the subset, in the order of its images."""
-        sql.begin()
+        if (self.shard.size or 0) > WINDOW:  # the rest is there at once
+            sql.begin()
         reported = len(self.ctx.errors)
         with tempfile.TemporaryDirectory(prefix="rayds-") as folder:
             grouping = Grouping(self.ctx.block_rows, Path(folder))

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from rayds.errors import DataError
 from rayds.format import WriteContext
-from rayds.json_text import list_texts, string_texts
+from rayds.json_text import list_texts, spans, string_texts
 from rayds.media import extension, is_inline
 from rayds.schema import AnnotationType, Flat, flat, single_chunk
 from rayds.sql import joined_bytes, query, text_column
@@ -51,15 +51,17 @@ def _has_own(column: pa.Array) -> bool:
 
 
 def annotation_texts(view: Flat) -> pa.Array:
-    """The JSON object of every annotation."""
+    """The JSON object of every annotation, with a comma before all but the first of an item."""
     kind, label, z_order = (view.column(n) for n in ("type", "label", "z_order"))
     heads = _by_type(kind, lambda t: f',"type":"{t.name}","attributes":')
     labels = _members("label_id", label).fill_null(',"label_id":null')
     no_depth = pc.is_in(kind, pa.array([_LABEL, _CAPTION, _CUBOID], kind.type))
     depths = _members("z_order", z_order)
     extra = view.column("extra")
+    first = np.zeros(len(view) + 1, np.int8)
+    first[view.offsets] = 1
     parts = [
-        '{"id":',
+        pa.array([',{"id":', '{"id":']).take(pa.array(first[:-1])),
         view.column("id").cast(pa.string()),
         heads,
         view.column("attributes").fill_null("{}"),
@@ -159,8 +161,7 @@ def pieces(block: pa.Table) -> Iterator[pa.Table]:
 def record_texts(block: pa.Table, names: pa.Array, saved: bool) -> pa.Array:
     """The JSON object of every item with a comma after it. names: the files of the media; saved: they are there."""
     view = flat(block)
-    offsets = pa.array(view.offsets.astype(np.int32))
-    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, annotation_texts(view)), ",")
+    joined = spans(annotation_texts(view), view.offsets) if len(view) else pa.repeat("", block.num_rows)
     own = _own_columns(block, names, saved)
     attributes = pc.binary_join_element_wise(',"attr":', single_chunk(block, "attributes"), "")
     return pc.binary_join_element_wise(

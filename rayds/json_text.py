@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayds.sql import query, text_column
+from rayds.sql import joined_bytes, query, text_column
 
 Ints = npt.NDArray[np.int64]
 
@@ -68,6 +68,12 @@ def string_texts(strings: pa.Array) -> pa.Array:
             query("SELECT to_json(string)::VARCHAR AS text FROM t", t=pa.table({"string": strings}))
         )
     return pc.binary_join_element_wise('"', strings, '"', "")
+
+
+def may_hold(texts: pa.Array, part: str) -> bool:
+    """Whether a text occurs in some of the texts of a column, or where one ends and the next begins: in few words, whether
+    they are worth a look each."""
+    return texts.null_count < len(texts) and part.encode() in bytes(joined_bytes(texts))
 
 
 def spans(texts: pa.Array, bounds: Ints) -> pa.Array:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from rayds.engine.base import add_counts
 from rayds.format import Capabilities
+from rayds.json_text import may_hold
 from rayds.schema import AnnotationType, Flat, flat, media_field, single_chunk, with_column
 from rayds.sql import query
 
@@ -74,7 +75,7 @@ def lose(block: pa.Table, kind: str, counts: Any) -> pa.Table:
 def take_lost(block: pa.Table) -> tuple[pa.Table, Losses]:
     """(the block without the notes that `lose` made, what they say)."""
     column = single_chunk(block, "extra")
-    if column.null_count == len(column):
+    if not may_hold(column, f'"{LOST}"'):
         return block, {}
     rows = np.flatnonzero(
         pc.fill_null(pc.match_substring(column, f'"{LOST}"'), False)
@@ -116,6 +117,10 @@ def count_objects(view: Flat) -> int:
     if alone == len(group):
         return alone
     rows = np.flatnonzero(group != 0)
+    same = np.diff(view.item[rows]) == 0
+    steps = np.diff(group[rows])
+    if not np.any(same & (steps < 0)):  # the usual case: those of an object follow one another
+        return alone + 1 + int((~same | (steps > 0)).sum())
     codes = pa.array(group[rows]).dictionary_encode()
     keys = view.item[rows] * len(codes.dictionary) + codes.indices.to_numpy()
     return alone + int(pc.count_distinct(pa.array(keys)).as_py())

@@ -62,7 +62,7 @@ def text_column(table: pa.Table, name: str = "text") -> pa.Array:
 
 
 def joined_bytes(texts: pa.Array) -> memoryview:
-    """All texts one after the other, without a copy (the separators must be part of them). No nulls."""
+    """All texts one after the other, without a copy (the separators must be part of them); of nulls, anything or nothing."""
     offsets, data = texts.buffers()[1:]
     if not len(texts) or data is None:
         return memoryview(b"")

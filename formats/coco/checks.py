@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 
 from rayds.errors import DataError
 from rayds.formats._records import Records
-from rayds.sql import query
+from rayds.sql import joined_bytes, query
 
 Ints = npt.NDArray[np.int64]
 
@@ -73,6 +72,8 @@ def _guess_item(text: str) -> str | None:
 
 def constants_in(texts: pa.Array) -> dict[int, str]:
     """The rows of JSON texts that hold NaN or an infinity as a number, each with what is wrong."""
+    if not np.any(np.frombuffer(joined_bytes(texts), np.uint8) >= ord("A")):  # digits, most likely
+        return {}
     suspects = pc.fill_null(pc.match_substring_regex(texts, _CONSTANT), False).to_numpy(zero_copy_only=False)
     found: dict[int, str] = {}
     for i in np.flatnonzero(suspects):

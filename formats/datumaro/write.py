@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from rayds.errors import DataError
 from rayds.format import WriteContext
-from rayds.json_text import list_texts, spans, string_texts
+from rayds.json_text import list_texts, may_hold, spans, string_texts
 from rayds.media import extension, is_inline
 from rayds.schema import AnnotationType, Flat, flat, single_chunk
 from rayds.sql import joined_bytes, query, text_column
@@ -45,9 +45,7 @@ FROM (SELECT json_extract(extra, '$.{FAMILY}')::VARCHAR AS own FROM annotations)
 
 def _has_own(column: pa.Array) -> bool:
     """Whether any of the JSON texts in an `extra` column is this format's."""
-    if column.null_count == len(column):
-        return False
-    return bool(pc.any(pc.match_substring(column, _OWN)).as_py())
+    return may_hold(column, _OWN) and bool(pc.any(pc.match_substring(column, _OWN)).as_py())
 
 
 def annotation_texts(view: Flat) -> pa.Array:

@@ -392,6 +392,52 @@ def test_keys_anywhere_in_a_big_file_are_found(
     assert infos == expected
 
 
+def big_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, middle: str) -> Path:
+    """A file whose head and tail are parsed, with something between images and annotations."""
+    monkeypatch.setattr(top, "HEAD", 600)
+    monkeypatch.setattr(top, "TAIL", 800)
+    images, annotations = many()
+    categories = json.dumps([{"id": 1, "name": "a", "score": float("nan")}])
+    path = tmp_path / "instances_train.json"
+    path.write_text(
+        f'{{"categories": {categories}, "images": {json.dumps(images)}, {middle}, "annotations": {json.dumps(annotations)}}}'
+    )
+    return path
+
+
+@pytest.mark.parametrize("format", ["yolo", "voc", "datumaro"])
+def test_what_only_coco_can_hold_is_not_looked_for(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big_file(tmp_path, monkeypatch, '"foo": 1')
+    monkeypatch.setattr(top, "_hides_keys", lambda *a: pytest.fail("looked for"))
+    assert (
+        rayds.Dataset.import_from(str(path), "coco_instances").export(str(tmp_path / "out"), format).items
+        == 40
+    )
+
+
+@pytest.mark.parametrize("format", ["coco", "rayds"])
+def test_what_stands_between_comes_into_outputs_that_hold_it(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big_file(tmp_path, monkeypatch, '"foo": 1')
+    dataset = rayds.Dataset.import_from(str(path), "coco_instances").select(lambda item: True)
+    dataset.export(str(tmp_path / "out"), format)
+    back = rayds.Dataset.import_from(str(tmp_path / "out"), format)
+    assert back.infos["coco"]["train"]["instances"]["top"] == {"foo": 1}
+
+
+@pytest.mark.parametrize("range_size", ["none", "4KB"])
+def test_categories_that_stand_twice(
+    range_size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big_file(tmp_path, monkeypatch, '"categories": [{"id": 1, "name": "b"}]')
+    dataset = rayds.Dataset.import_from(str(path), "coco_instances", range_size=range_size)
+    with pytest.raises(DataError, match=r"instances_train\.json: 'categories' stands twice.*Make them one"):
+        dataset.to_arrow()
+
+
 def test_an_ordinary_big_file_is_not_scanned_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top, "HEAD", 600)
     monkeypatch.setattr(top, "TAIL", 800)

@@ -210,10 +210,15 @@ class RecordScanner:
     def records(self) -> Iterator[Records]:
         """The wanted records in file order, about a window's worth at a time; less at first, so that soon all have work."""
         at, window = 0, min(_FIRST, self.window)
-        while n := self.file.readinto((joined := self._room(window))[len(self._pending) :]):
+        while True:
+            joined = self._room(window)
+            n = self.file.readinto(joined[len(self._pending) :])
+            if not n:
+                break
+            joined = joined[: len(self._pending) + n]
             if at == 0:
                 joined[: len(BOM)] = np.frombuffer(without_bom(joined[: len(BOM)].tobytes()), np.uint8)
-            yield from self._scan(joined[: len(self._pending) + n], at)
+            yield from self._scan(joined, at)
             at += n
             window = min(2 * window, self.window)
         if at == 0:

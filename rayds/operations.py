@@ -62,7 +62,7 @@ class Operating:
             build,
             repr(made),
             categories=categories,
-            infos=made.infos(own._infos),
+            infos=made.infos(own.infos) if type(made).infos is not Op.infos else own._infos,
             **changes,
         )
 

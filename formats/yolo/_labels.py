@@ -201,21 +201,33 @@ def format_numbers(values: Floats, line_ends: npt.NDArray[np.bool_]) -> tuple[By
     places = np.where(low > 0, 5 + _SIGNIFICANT[low], _SIGNIFICANT[high])
     width = len(str(int(whole.max()))) if n else 1
     text = np.empty((n, width + 13), np.uint8)
-    keep = np.ones((n, width + 13), bool)
     text[:, 0] = ord("-")
-    keep[:, 0] = (values < 0) & (fixed > 0)
+    more_digits = np.zeros(n, np.int64)
     for j in range(width):
         unit = 10 ** (width - 1 - j)
         text[:, 1 + j] = whole // unit % 10 + 48
         if unit > 1:
-            keep[:, 1 + j] = whole >= unit
+            more_digits += whole >= unit
     text[:, width + 1] = ord(".")
-    keep[:, width + 1] = places > 0
     text[:, width + 2 : width + 7] = _DIGITS[high]
     text[:, width + 7 : width + 12] = _DIGITS[low]
-    keep[:, width + 2 : width + 12] = np.arange(DECIMALS) < places[:, None]
     text[:, -1] = np.where(line_ends, 10, 32)
-    return text[keep], np.cumsum(keep.sum(1))
+    table = _kept(width)
+    shape = (((values < 0) & (fixed > 0)) * width + more_digits) * (DECIMALS + 1) + places
+    return text[table[shape]], np.cumsum(table.sum(1)[shape])
+
+
+def _kept(width: int) -> npt.NDArray[np.bool_]:
+    """Which bytes of "-<width digits>.<DECIMALS digits><end>" the text of a number has, for each shape of number: with a sign or
+    without, by how many digits before the point after the first, by how many behind it."""
+    table = np.zeros((2, width, DECIMALS + 1, width + 13), bool)
+    table[1, ..., 0] = True
+    for more in range(width):
+        table[:, more, :, width - more : width + 1] = True
+    for places in range(1, DECIMALS + 1):
+        table[:, :, places, width + 1 : width + 2 + places] = True
+    table[..., -1] = True
+    return table.reshape(-1, width + 13)
 
 
 def line_texts(

@@ -27,6 +27,7 @@ HELP = ("-h", "--help")
 ENGINES = ("auto", "local", "ray")
 SHARD_BY = ("id", "subset")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+_ARROW_POOL = "ARROW_DEFAULT_MEMORY_POOL"  # read when Arrow is loaded
 _LOCAL_ADDRESS = "--address names a Ray cluster; it does not go with --engine local"
 _NO_SHARDS = "--shard-by says how --shards divides the items; give --shards N, too"
 
@@ -263,20 +264,22 @@ def spare_pandas() -> None:
 
 
 def start_light(given: Mapping[str, Any]) -> None:
-    """Where the work is done in this process: spare pandas, and what freeing memory costs; before any format or operation is
-    loaded."""
+    """Where the work is done in this process: spare pandas, and what freeing memory costs, with one allocator for Arrow and all
+    others; before any format or operation is loaded."""
     if given["engine"] == "local" or (
         given["engine"] == "auto" and not given["address"] and "RAY_ADDRESS" not in os.environ
     ):
-        keep_freed_memory()
+        mine = keep_freed_memory() and os.environ.setdefault(_ARROW_POOL, "system") == "system"
         spare_pandas()
+        if mine:  # Arrow has read it; other processes have allocators of their own
+            os.environ.pop(_ARROW_POOL, None)
 
 
-def keep_freed_memory() -> None:
-    """Have the allocator of glibc keep some freed memory, and Arrow use it, too: arrays of megabytes come and go all the time,
-    and each would be returned to the system, or wait in the heap of its thread, and the next take fresh, cleared pages.
+def keep_freed_memory() -> bool:
+    """Have the allocator of glibc keep some freed memory: arrays of megabytes come and go all the time, and each would be
+    returned to the system, or wait in the heap of its thread, and the next take fresh, cleared pages.
 
-    No effect with other C libraries, and none on Arrow where it is loaded already.
+    False where there is another C library: without effect.
     """
     import ctypes
 
@@ -285,11 +288,11 @@ def keep_freed_memory() -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        return
+        return False
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
     mallopt(_M_TRIM_THRESHOLD, 64 << 20)
     mallopt(_M_ARENA_MAX, max(1, cpu_count() // 2))
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    return True
 
 
 def open_dataset(given: dict[str, Any]) -> Dataset:

@@ -23,6 +23,8 @@ PIECE_BYTES = 96 << 20  # of columns turned into text at once
 _OWN = f'"{FAMILY}":'
 
 _LABEL, _MASK, _CAPTION, _CUBOID = (int(AnnotationType[n]) for n in ("label", "mask", "caption", "cuboid_3d"))
+_TYPES = frozenset(map(int, AnnotationType))
+_FEW = 1024
 _NOT_LISTS = [_LABEL, _MASK, _CAPTION, _CUBOID]  # what is told of all others is one list of numbers
 _BODIES = f"""
 SELECT CASE type
@@ -72,18 +74,21 @@ def annotation_texts(view: Flat) -> pa.Array:
         text_column(query(_OWN_TEXT, annotations=pa.table({"extra": extra}))) if _has_own(extra) else "",
         "}",
     ]
-    return pc.binary_join_element_wise(*parts, "")
+    return pc.binary_join_element_wise(*(p for p in parts if not isinstance(p, str) or p), "")
 
 
 def _by_type(kind: pa.Array, text: Callable[[AnnotationType], str]) -> pa.Array:
     """A text for every annotation by its type."""
-    encoded = kind.dictionary_encode()
-    texts = [text(AnnotationType(t)) for t in encoded.dictionary.to_pylist()]
-    return pa.array(texts, pa.string()).take(encoded.indices)
+    texts = [text(AnnotationType(t)) if t in _TYPES else None for t in range(max(_TYPES) + 1)]
+    return pa.array(texts, pa.string()).take(kind)
 
 
 def _members(key: str, column: pa.Array) -> pa.Array:
     """Every number with its key, where few different ones are likely; null for null."""
+    bounds = pc.min_max(column)
+    low, high = bounds["min"].as_py(), bounds["max"].as_py()
+    if low is not None and low >= 0 and high < _FEW:
+        return pa.array([f',"{key}":{i}' for i in range(high + 1)]).take(column)
     encoded = column.dictionary_encode()
     texts = pc.binary_join_element_wise(f',"{key}":', encoded.dictionary.cast(pa.string()), "")
     return texts.take(encoded.indices)

@@ -212,7 +212,7 @@ class RecordScanner:
         at, window = 0, min(_FIRST, self.window)
         while True:
             joined = self._room(window)
-            n = self.file.readinto(joined[len(self._pending) :])
+            n = self.file.readinto(joined[len(self._pending) :])  # type: ignore[attr-defined]  # all have it
             if not n:
                 break
             joined = joined[: len(self._pending) + n]

@@ -273,7 +273,7 @@ def finish(
             fragments.append(one.part.fragment)
         else:
             summary = summary.merge(Summary(errors=one.errors))
-    out = Keeping(ctx.out, use_up=job.last_chance())
+    out = Keeping(ctx.out, use_up=job.give_up_units())
     final = replace(ctx, out=out, losses={}, errors=[])
     fmt.finish(fragments, final)
     summary = summary.merge(Summary(losses=final.losses, errors=final.errors))

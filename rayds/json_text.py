@@ -71,8 +71,7 @@ def string_texts(strings: pa.Array) -> pa.Array:
 
 
 def may_hold(texts: pa.Array, part: str) -> bool:
-    """Whether a text occurs in some of the texts of a column, or where one ends and the next begins: in few words, whether
-    they are worth a look each."""
+    """Whether a text occurs in a column: in one of its texts, or where one ends and the next begins. False spares a look at each."""
     return texts.null_count < len(texts) and part.encode() in bytes(joined_bytes(texts))
 
 

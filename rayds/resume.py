@@ -212,11 +212,15 @@ class Job:
 
     # the end
 
-    def last_chance(self) -> bool:
-        """Whether the output is made now or from nothing. If so, no later run takes over the units any more."""
-        if not self.resume:
-            self.partial.root.remove(UNITS)
-        return not self.resume
+    def give_up_units(self) -> bool:
+        """Whether the units may be used up, as no later run is to take them over; if so, none can any more.
+
+        Only on a local disk is there something to be gained by it.
+        """
+        if self.resume or not self.target.local:
+            return False
+        self.partial.root.remove(UNITS)
+        return True
 
     def finish(self, report: Report, remove: Sequence[str]) -> None:
         """The output is complete but for the names to remove: publish it."""

@@ -283,15 +283,13 @@ def keep_freed_memory() -> bool:
     """
     import ctypes
 
-    from rayds.parallel import cpu_count
-
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
     mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-    mallopt(_M_ARENA_MAX, max(1, cpu_count() // 2))
+    mallopt(_M_ARENA_MAX, max(1, len(os.sched_getaffinity(0)) // 2))
     return True
 
 

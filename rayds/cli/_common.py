@@ -269,9 +269,11 @@ def start_light(given: Mapping[str, Any]) -> None:
     if given["engine"] == "local" or (
         given["engine"] == "auto" and not given["address"] and "RAY_ADDRESS" not in os.environ
     ):
-        mine = keep_freed_memory() and os.environ.setdefault(_ARROW_POOL, "system") == "system"
+        ours = keep_freed_memory() and _ARROW_POOL not in os.environ
+        if ours:
+            os.environ[_ARROW_POOL] = "system"
         spare_pandas()
-        if mine:  # Arrow has read it; other processes have allocators of their own
+        if ours:  # Arrow has read it; other processes have allocators of their own
             os.environ.pop(_ARROW_POOL, None)
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rayds.categories import Categories
 from rayds.engine.base import Block, Blocks, Engine, Stage
 from rayds.errors import UnknownNameError, UsageError
-from rayds.format import DATASET
+from rayds.infos import DATASET
 from rayds.numbering import check_unique, ordered, with_starts
 from rayds.op import Op, Surveying
 from rayds.ops._pairs import parse_pairs

@@ -26,8 +26,8 @@ from rayds.format import (
     ReadContext,
     Restart,
     WriteContext,
-    settled,
 )
+from rayds.infos import settled
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.listing import Listing
 from rayds.losses import take_lost

@@ -10,10 +10,10 @@ import json
 import os
 import posixpath
 from abc import ABC
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from rayds.categories import Categories
 from rayds.engine.base import Block, Blocks, Engine, Position
 from rayds.errors import DataError, FormatError, OnError, UsageError
+from rayds.infos import DATASET, settled
 from rayds.item import DatasetItem, from_table, to_table
 from rayds.listing import Listing
 from rayds.options import Options, SaveMedia
@@ -131,30 +132,6 @@ class Plan:
     ids: Ids = "unknown"
     infos: dict[str, Any] = field(default_factory=dict)
     found: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-
-
-class Later:
-    """A value that takes long to find and is often not needed: made when it is first asked for."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-
-    @cached_property
-    def value(self) -> Any:
-        """The value."""
-        return self._make()
-
-    def __repr__(self) -> str:
-        return f"<later: {self.__dict__.get('value', 'not made yet')}>"
-
-
-DATASET = "dataset"  # key of the facts about a dataset that are of no format family
-
-
-def settled(infos: Mapping[str, Any], families: Collection[str] | None = None) -> dict[str, Any]:
-    """Facts about a dataset, those of some families only or all, as they are: none left for later."""
-    chosen = {k: v for k, v in infos.items() if families is None or k in families}
-    return {k: v.value if isinstance(v, Later) else v for k, v in chosen.items()}
 
 
 @dataclass

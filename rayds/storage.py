@@ -6,18 +6,18 @@ because creating many small files is where the time of several formats goes; all
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rayds.connect import connect
+from rayds.copying import append_file, unlink_if_there
 from rayds.errors import DataError, OutputExistsError, RaydsError, StorageError
 from rayds.parallel import ordered_map
 from rayds.remote import MARKER, Remote, threads
@@ -28,7 +28,6 @@ __all__ = [
 ]  # fmt: skip
 
 LOCAL_THREADS = 8
-_NO_COPY_BY_KERNEL = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 PARTIAL = ".rayds-partial"  # the folder of an unfinished output has the output's name with this behind it
 DONE = ".rayds-done.json"  # behind an output's name: the record of a job that was finished under resume
 
@@ -274,7 +273,7 @@ class Storage:
                     os.makedirs(folder, exist_ok=True)
                     os.replace(temporary, path)
         except BaseException:
-            with_suppress_unlink(temporary)
+            unlink_if_there(temporary)
             raise
 
     def write_text(self, name: str, text: str) -> None:
@@ -352,8 +351,7 @@ class Storage:
     def concatenate(self, parts: Sequence[bytes | str], name: str, used_up: bool = False) -> None:
         """Make a file of literal bytes and files of this storage (by name), in order, never holding one whole.
 
-        used_up: each of those files is needed for nothing else, and may go as soon as it is joined: a local disk then need not
-        hold everything twice.
+        used_up: those files are needed for nothing else: on a local disk each goes as soon as it is joined.
         """
         if not self.local:
             remote, path = self._at(name)
@@ -366,7 +364,7 @@ class Storage:
                     out.write(part)
                     continue
                 with self.open(part) as f, _naming(f"{self.path(part)} -> {self.path(name)}"):
-                    _append(f, out)
+                    append_file(f, out)
                 if used_up:
                     self.remove(part)
 
@@ -378,7 +376,7 @@ class Storage:
         elif os.path.isdir(self.path(name)) and not os.path.islink(self.path(name)):
             shutil.rmtree(self.path(name), ignore_errors=True)
         else:
-            with_suppress_unlink(self.path(name))
+            unlink_if_there(self.path(name))
 
     def is_empty(self) -> bool:
         """Whether nothing is in this folder (or it is not there)."""
@@ -445,30 +443,11 @@ class Storage:
                 self.remove(arriving)
 
 
-def _append(source: BinaryIO, out: BinaryIO) -> None:
-    """Append what is left of a file to another one; the kernel does it where it can, some file systems without copying."""
-    if hasattr(os, "copy_file_range"):  # Linux
-        out.flush()
-        try:
-            while os.copy_file_range(source.fileno(), out.fileno(), 1 << 30):
-                pass
-        except OSError as e:
-            if e.errno not in _NO_COPY_BY_KERNEL:
-                raise
-    shutil.copyfileobj(source, out, 8 << 20)
-
-
 def safe_output(name: str) -> str:
     """The name of an output file, relative to the output; raises DataError when it would leave its folder."""
     if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
         raise DataError(f"the file name {name!r} leaves its folder", remedy="Rename the item or its subset")
     return name
-
-
-def with_suppress_unlink(path: str) -> None:
-    """Remove a local file if it is there."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(path)
 
 
 def read_url(path: str) -> bytes:

@@ -25,6 +25,7 @@ BASE = (
     "rayds.parallel",
     "rayds.sql",
     "rayds.urls",
+    "rayds.copying",
     "rayds.multipart",
     "rayds.remote",
     "rayds.s3",

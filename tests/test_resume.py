@@ -9,19 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 import rayds
 from rayds import storage
-from rayds.encoding import EncodingError, decode, encode
 from rayds.engine.base import Engine
 from rayds.engine.local import LocalEngine
 from rayds.errors import OutputExistsError, ResumeError
 from rayds.export import ExportWriter
 from rayds.formats.coco import Coco
-from rayds.losses import Summary
 from rayds.partial import Partial
 from rayds.reading import ShardReader
 from rayds.resume import Job
@@ -316,7 +313,7 @@ def test_killed_while_files_are_joined_and_used_up(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
     load(source).export(str(tmp_path / "whole"), format)
-    out, append, calls = tmp_path / "out", storage._append, []
+    out, append, calls = tmp_path / "out", storage.append_file, []
 
     def killed(*args: Any) -> None:
         calls.append(args)
@@ -325,7 +322,7 @@ def test_killed_while_files_are_joined_and_used_up(
         append(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "_append", killed)
+        patch.setattr(storage, "append_file", killed)
         patch.setattr(Job, "_leave", lambda *args, **options: None)  # it would have had no time
         with pytest.raises(Stop):
             load(source).export(str(out), format)
@@ -487,21 +484,3 @@ class TestRestart:
             patch.setattr("rayds.dataset.LocalEngine", Careful)
             self.run(coco, tmp_path / "out", Careful())
         assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_records_hold_no_code(tmp_path: Path) -> None:
-    value = {
-        "a": (1, 2.5, None, True), 3: {"x"}, "!": [b"\0", frozenset({1})], "n": np.arange(6.0).reshape(2, 3),
-        "s": Summary(3, losses={"kind": (1, "item")}), "t": np.uint64(2**63),
-    }  # fmt: skip
-    again = decode(json.loads(json.dumps(encode(value))), ["rayds"])
-    assert np.array_equal(again.pop("n"), value.pop("n"))
-    assert again == value
-    assert type(again["t"]) is np.uint64
-    for kind in ("subprocess:Popen", "os:system", "rayds.storage:Storage", "rayds.nowhere:X"):
-        with pytest.raises(EncodingError):
-            decode({"!": kind, "value": {"args": ["true"]}}, ["rayds"])
-    with pytest.raises(EncodingError):
-        decode(encode(Summary()), ["numpy"])
-    with pytest.raises(EncodingError):
-        encode(np.array([object()]))

@@ -23,7 +23,6 @@ from rayds.format import (
     Confidence,
     Format,
     Ids,
-    Later,
     Plan,
     PlanContext,
     ReadContext,
@@ -32,6 +31,7 @@ from rayds.format import (
 )
 from rayds.formats.coco import layout
 from rayds.formats.coco.top import Top, peek
+from rayds.infos import Later
 from rayds.listing import Listing
 from rayds.options import Options, SaveMedia, option
 from rayds.schema import AnnotationType as T

@@ -14,7 +14,6 @@ from rayds import media
 from rayds.engine.base import Position
 from rayds.errors import DataError
 from rayds.format import (
-    DATASET,
     Capabilities,
     Confidence,
     Format,
@@ -28,6 +27,7 @@ from rayds.formats._estimate import about_records
 from rayds.formats._meta import write_meta
 from rayds.formats.datumaro import header, write
 from rayds.formats.datumaro.read import read_file
+from rayds.infos import DATASET
 from rayds.listing import Listing
 from rayds.schema import DEFAULT_SUBSET, AnnotationType, media_field, single_chunk
 from rayds.storage import Storage

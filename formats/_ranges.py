@@ -23,6 +23,7 @@ from rayds.formats._records import (
     _OPEN,
     WINDOW,
     Bytes,
+    Found,
     Index,
     Outline,
     Records,
@@ -263,6 +264,7 @@ class _RangeScanner(RecordScanner):
         self.read, self.size, self.at, self.end, self.look = read, size, start, end, look
         self._depth, self._in_string, self._escaped = state.depth, state.in_string, escaped
         self._pending_at = start
+        self._with_marks = True
         self.partial = state.depth >= self._record_depth  # begins in a record of an earlier range
         self._open = start if self.partial else None
         self.odd = False
@@ -280,7 +282,7 @@ class _RangeScanner(RecordScanner):
             self.at += len(chunk)
             if self.partial:  # nobody needs the text of it
                 self._pending, self._pending_at = b"", self.at
-                self._quotes_pending = np.zeros(0, np.int64)
+                self._marks_pending = np.zeros(0, np.int64)
             if self.at < self.end:
                 chunk = self.read(self.at, min(self.at + WINDOW, self.end))
                 continue
@@ -316,7 +318,9 @@ class _RangeScanner(RecordScanner):
             self._change[1] += int(signs[inside].sum())
         return quotes, braces, inside
 
-    def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
+    def _cut(self, data: Bytes, base: int, found: Found) -> Iterator[Records]:
+        starts, ends, quotes = found.starts, found.ends, found.marks
+        assert quotes is not None
         if self.partial:
             self.partial = False
             starts, ends = starts[1:], ends[1:]
@@ -369,13 +373,8 @@ class PieceScanner(RecordScanner):
         ends_with: bytes | None = None,
     ) -> None:
         super().__init__(None, name, (section,))  # type: ignore[arg-type]
-        self.read, self.piece, self.section, self.marks, self.ends_with = (
-            read,
-            piece,
-            section,
-            marks,
-            ends_with,
-        )
+        self.read, self.piece, self.section, self.ends_with = read, piece, section, ends_with
+        self._with_marks = marks
         self._depth, self._pending_at = self._record_depth - 1, piece.start
 
     def records(self) -> Iterator[Records]:
@@ -401,17 +400,17 @@ class PieceScanner(RecordScanner):
         if not right:
             raise DataError("not only records with one comma between", file=self.name, place=f"byte {at}")
 
-    def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
+    def _cut(self, data: Bytes, base: int, found: Found) -> Iterator[Records]:
+        starts, ends = found.starts, found.ends
+        inner, special = self._told(data, base, found)
         if self.ends_with is not None:
-            special = self._special(data, base, np.append(base, ends[:-1]), starts, quotes)
             if self._count == 0:
                 special[0] = int(starts[0]) != self.piece.start
             self._prove(not special.any(), int(starts[np.argmax(special)]))
-        inner = np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)
         made = Records(self.section, data, starts - base, ends - base, base, inner, self._count)
-        if self.marks:
-            lo, hi = np.searchsorted(quotes, (starts[0], ends[-1]))
-            made.marks = quotes[lo:hi] - base
+        if found.marks is not None:
+            lo, hi = np.searchsorted(found.marks, (starts[0], ends[-1]))
+            made.marks = found.marks[lo:hi] - base
         yield made
         self._count += len(starts)
 

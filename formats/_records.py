@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rayds.errors import DataError
+from rayds.formats import _compiled
 
 BOM = b"\xef\xbb\xbf"
 WINDOW = 8 << 20
@@ -56,12 +57,21 @@ class Records:
         return len(self.starts)
 
     def texts(self) -> pa.Array:
-        """The records as a string array (no copy; gaps between records become spaces, which JSON ignores)."""
+        """The records as a string array (no copy, unless much stands between them: gaps become spaces, which JSON ignores)."""
         data = self.data
         if len(self) > 1:
+            if (self.starts[1:] - self.ends[:-1]).sum() > (self.ends - self.starts).sum():
+                bounds = np.column_stack([self.starts, self.ends]).astype(np.int32)
+                parts = pa.StringArray.from_buffers(bounds.size - 1, pa.py_buffer(bounds), pa.py_buffer(data))
+                return parts.take(pa.array(np.arange(0, len(parts), 2)))
             data[_between(self.ends[:-1], self.starts[1:])] = _SPACE
         offsets = np.append(self.starts, self.ends[-1:]).astype(np.int32)
         return pa.StringArray.from_buffers(len(self), pa.py_buffer(offsets), pa.py_buffer(data))
+
+    def take(self, numbers: Index) -> Records:
+        """Some of the records; numbers: ascending."""
+        own = {name: getattr(self, name)[numbers] for name in ("starts", "ends", "quotes")}
+        return replace(self, marks=None, **own)
 
     def place(self, i: int) -> str:
         """Where the i-th record begins in the file."""
@@ -93,6 +103,18 @@ def _marks(data: Bytes) -> tuple[Index, Index, bool]:
         kinds = part[found]
         braces.append(found[(kinds == _OPEN) | (kinds == _CLOSE)] + at)
     return np.concatenate(quotes), np.concatenate(braces), slashes
+
+
+@dataclass
+class Found:
+    """Records found in some bytes: start and end of each (places in the file), the places of all quotation marks that are not
+    escaped; or, by the compiled scanner, their number in each record, and whether more than a comma stands before it."""
+
+    starts: Index
+    ends: Index
+    marks: Index | None = None
+    quotes: Index | None = None
+    special: npt.NDArray[np.bool_] | None = None
 
 
 class Outline:
@@ -205,7 +227,9 @@ class RecordScanner:
         self._pending_at = 0  # its place in the file
         self._open: int | None = None  # where the record that is open begins (file position)
         self._record_depth = 1 if self.bare else 2
-        self._quotes_pending = np.zeros(0, np.int64)
+        self._marks_pending = np.zeros(0, np.int64)
+        self._quotes = 0  # of what is pending, where nobody needs their places
+        self._with_marks = False
 
     def records(self) -> Iterator[Records]:
         """The wanted records in file order, about a window's worth at a time; less at first, so that soon all have work."""
@@ -268,14 +292,46 @@ class RecordScanner:
 
     def _scan(self, joined: Bytes, at: int) -> Iterator[Records]:
         """The records that end in what is new, from `at` in the file on; before it stands what is pending."""
-        data = joined[len(self._pending) :]
+        base = self._pending_at
+        found = (
+            self._find(joined, at)
+            if self._with_marks or not _compiled.jsonscan
+            else self._scanned(joined, at)
+        )
+        done = int(found.ends[-1]) if len(found.ends) else base
+        if len(found.ends):
+            yield from self._cut(joined, base, found)
+        self._pending = bytes(joined[done - base :])
+        self._pending_at = done
+        if found.marks is not None:
+            self._marks_pending = found.marks[np.searchsorted(found.marks, done) :]
+
+    def _scanned(self, joined: Bytes, at: int) -> Found:
+        """What _find gives, by the compiled scanner; without the marks."""
+        base = self._pending_at
+        is_open = -1 if self._open is None else self._open - base
+        state = (self._depth, self._in_string, self._escaped, is_open, self._quotes)
+        table, state, wrong = _compiled.jsonscan.scan(joined, at - base, self._record_depth, *state)
+        if wrong >= 0:
+            raise self._closed_too_often(base + wrong)
+        self._depth, self._in_string, self._escaped, is_open, self._quotes = state
+        self._open = None if is_open < 0 else is_open + base
+        starts, ends, quotes, special = np.frombuffer(table, np.int64).reshape(-1, 4).T
+        return Found(starts + base, ends + base, None, quotes, special.astype(bool))
+
+    def _closed_too_often(self, place: int) -> DataError:
+        return DataError("a closing brace too many", file=self.name, place=f"byte {place}")
+
+    def _find(self, joined: Bytes, at: int) -> Found:
+        """The records that end in what is new; moves the state on."""
+        base = self._pending_at
+        data = joined[at - base :]
         quotes, braces = self._structure(data)
         signs = np.where(data[braces] == _OPEN, 1, -1)
         depth = self._depth + np.cumsum(signs)
         if len(depth):
             if depth.min() < 0:
-                where = at + int(braces[np.argmax(depth < 0)])
-                raise DataError("a closing brace too many", file=self.name, place=f"byte {where}")
+                raise self._closed_too_often(at + int(braces[np.argmax(depth < 0)]))
             self._depth = int(depth[-1])
         starts = braces[(signs > 0) & (depth == self._record_depth)] + at
         ends = braces[(signs < 0) & (depth == self._record_depth - 1)] + at + 1
@@ -283,20 +339,24 @@ class RecordScanner:
             starts = np.append(self._open, starts)
         self._open = int(starts[-1]) if len(starts) > len(ends) else None
         starts = starts[: len(ends)]
-        base, data = self._pending_at, joined
-        quotes = np.concatenate([self._quotes_pending, quotes + at])
-        done = int(ends[-1]) if len(ends) else base
-        if len(starts):
-            yield from self._cut(data, base, starts, ends, quotes)
-        self._pending = bytes(data[done - base :]) if done > base else bytes(data)
-        self._pending_at = done
-        self._quotes_pending = quotes[np.searchsorted(quotes, done) :]
+        marks = np.concatenate([self._marks_pending, quotes + at])
+        return Found(starts, ends, marks)
 
-    def _cut(self, data: Bytes, base: int, starts: Index, ends: Index, quotes: Index) -> Iterator[Records]:
+    def _told(self, data: Bytes, base: int, found: Found) -> tuple[Index, npt.NDArray[np.bool_]]:
+        """(quotation marks in each record, whether more than one comma with white space stands before it)."""
+        if found.marks is None:
+            assert found.quotes is not None
+            assert found.special is not None
+            return found.quotes, found.special
+        inner = np.searchsorted(found.marks, found.ends) - np.searchsorted(found.marks, found.starts)
+        gaps = np.append(base, found.ends[:-1])
+        return inner, self._special(data, base, gaps, found.starts, found.marks)
+
+    def _cut(self, data: Bytes, base: int, found: Found) -> Iterator[Records]:
         """Split records at the gaps that are more than one comma with white space."""
+        starts, ends = found.starts, found.ends
         gap_starts = np.append(base, ends[:-1])
-        special = self._special(data, base, gap_starts, starts, quotes)
-        inner = np.searchsorted(quotes, ends) - np.searchsorted(quotes, starts)
+        inner, special = self._told(data, base, found)
         bounds = [*np.flatnonzero(special).tolist(), len(starts)]
         if bounds[0] != 0:
             yield from self._emit(data, base, starts, ends, inner, gap_starts, 0, bounds[0])

@@ -22,7 +22,6 @@ _SMALLEST, _LARGEST = 1 << 16, 1 << 19  # entries of the table: numbers below 65
 _AROUND = (("", ","), ("", "]"), ("[", ","), ("", "],"), ("", "]]"))  # what stands before and behind a number
 _NEXT, _LAST, _INNER_FIRST, _INNER_LAST, _LAST_OF_ALL = range(len(_AROUND))
 _PRINT = "SELECT substr(to_json(list)::VARCHAR, 2) AS text FROM lists"
-_PRINT_ONE = "SELECT to_json(number)::VARCHAR AS text FROM numbers"
 
 _table: tuple[int, pa.Array] = (
     0,
@@ -118,10 +117,16 @@ def _table_of(codes: npt.NDArray[np.int32]) -> tuple[int, pa.Array] | None:
             size = max(_SMALLEST, 1 << largest.bit_length())
             if 2 * len(codes) < size:
                 return None
-            numbers = pa.table({"number": np.arange(size) / _SCALE})
-            plain = text_column(query(_PRINT_ONE, numbers=numbers))
+            plain = _printed(size)
             _table = (
                 size,
                 pa.concat_arrays([pc.binary_join_element_wise(a, plain, b, "") for a, b in _AROUND]),
             )
         return _table
+
+
+def _printed(n: int) -> pa.Array:
+    """The JSON of 0, 0.01, 0.02, ..., n of them, as DuckDB prints them (Arrow leaves out the point where nothing is behind it)."""
+    texts = pa.array(np.arange(n) / _SCALE).cast(pa.string())
+    whole = pa.array(np.arange(n) % _SCALE == 0)
+    return pc.if_else(whole, pc.binary_join_element_wise(texts, ".0", ""), texts)

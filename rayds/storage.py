@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rayds.connect import connect
-from rayds.copying import append_file, unlink_if_there
+from rayds.copying import append_file, unlink_if_there, write_files
 from rayds.errors import DataError, OutputExistsError, RaydsError, StorageError
 from rayds.parallel import ordered_map
 from rayds.remote import MARKER, Remote, threads
@@ -292,28 +292,15 @@ class Storage:
             return
         self.makedirs(folder)
         base = self.path(folder)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        made: set[str] = set()
+        for parent in {posixpath.dirname(name) for name, _ in pairs if "/" in name}:
+            os.makedirs(posixpath.join(base, parent), exist_ok=True)
         dir_fd = os.open(base, os.O_RDONLY)
-        lock = _folder_lock(base)
-        lock.acquire()  # threads that create files in one folder only get in each other's way
         try:
-            for name, data in pairs:
-                if "/" in name and (parent := posixpath.dirname(name)) not in made:
-                    os.makedirs(posixpath.join(base, parent), exist_ok=True)
-                    made.add(parent)
-                fd = os.open(name, flags, 0o644, dir_fd=dir_fd)
-                try:
-                    view = memoryview(data).cast("B")
-                    written = os.write(fd, view)
-                    while written < len(view):
-                        written += os.write(fd, view[written:])
-                finally:
-                    os.close(fd)
+            with _folder_lock(base):  # threads that create files in one folder only get in each other's way
+                write_files(dir_fd, pairs, 0o644)
         except OSError as e:
-            raise StorageError(f"{base}/{name}: {e.strerror or e}") from e
+            raise StorageError(f"{base}/{e.filename}: {e.strerror or e}") from e
         finally:
-            lock.release()
             os.close(dir_fd)
 
     @contextmanager

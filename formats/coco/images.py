@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.errors import DataError
+from rayds.formats import _compiled
 from rayds.formats._records import Records
 from rayds.formats.coco.checks import (
     broken,
@@ -25,12 +27,67 @@ from rayds.schema import media_rows
 from rayds.sql import query
 from rayds.storage import safe_relative
 
+Ints = npt.NDArray[np.int64]
+
 _KNOWN = {"id": '"DOUBLE"', "file_name": '"VARCHAR"', "width": '"INTEGER"', "height": '"INTEGER"'}
+# The flags of the compiled scanner's images
+_HAS_WIDTH, _HAS_HEIGHT, _HAS_EXTRA = 1, 2, 4
 _SPEC = "{" + ",".join(f'"{k}":{v}' for k, v in _KNOWN.items()) + ',"attributes":"JSON"}'
 
 
 def images_of(records: Records, file: str) -> tuple[pa.Table, list[DataError]]:
     """(id, file_name, width, height, attributes, extra, place) of some image records, and the bad ones left out."""
+    return _checked(_plain_images(records) or _parsed_images(records, file), file)
+
+
+@dataclass
+class _Parsed:
+    """Image records as columns, before what they say is looked at.
+
+    attributes: the end of the JSON object that begins with the image's id; places: of the records; wrong: what is wrong
+    with some, by number; errors: of those left out.
+    """
+
+    id: pa.Array
+    file_name: pa.Array
+    width: pa.Array
+    height: pa.Array
+    attributes: pa.Array
+    extra: pa.Array
+    places: Ints
+    wrong: dict[int, str] = field(default_factory=dict)
+    errors: list[DataError] = field(default_factory=list)
+
+
+def _plain_images(records: Records) -> _Parsed | None:
+    """Records that are plain, all of them, by the compiled scanner; else None."""
+    if _compiled.jsonscan is None or not len(records):
+        return None
+    found = _compiled.jsonscan.images(records.data, records.starts, records.ends)
+    if found is None:
+        return None
+    n = len(records)
+    flags = np.frombuffer(found[0], np.uint8)
+    ids, sizes = np.frombuffer(found[1], np.int64), np.frombuffer(found[2], np.int32).reshape(-1, 2)
+    names, extra = (
+        pa.StringArray.from_buffers(n, *map(pa.py_buffer, pair)) for pair in (found[3:5], found[5:7])
+    )
+    try:
+        names.validate(full=True)
+        extra.validate(full=True)
+    except pa.ArrowInvalid:  # not UTF-8
+        return None
+    if not (flags & _HAS_EXTRA).all():
+        extra = pc.if_else(pa.array((flags & _HAS_EXTRA) != 0), extra, None)
+    width, height = (
+        pa.array(sizes[:, k], mask=(flags & flag) == 0) for k, flag in enumerate((_HAS_WIDTH, _HAS_HEIGHT))
+    )
+    attributes = pa.repeat(pa.scalar("}"), n)
+    return _Parsed(pa.array(ids), names, width, height, attributes, extra, records.base + records.starts)
+
+
+def _parsed_images(records: Records, file: str) -> _Parsed:
+    """Any records, by DuckDB."""
     errors: list[DataError] = []
     texts, number = records.texts(), np.arange(len(records))
     try:
@@ -46,39 +103,49 @@ def images_of(records: Records, file: str) -> tuple[pa.Table, list[DataError]]:
                 CASE WHEN e IS NOT NULL THEN '{{"coco":{{' || e || '}}}}' END AS extra
               FROM (SELECT from_json(j, '{_SPEC}') AS r, {members} AS e FROM t)"""
     found = query(sql, t=pa.table({"j": texts})).combine_chunks()
-    id, no_integer = integers(_array(found, "id"), texts, "id")
-    constants = constants_in(texts)
-    bad = np.zeros(len(texts), bool)
-    names = found.column("file_name").to_pylist()
+    id, _ = integers(_array(found, "id"), texts, "id")
+    names, width, height, attributes, extra = (
+        _array(found, name) for name in ("file_name", "width", "height", "attributes", "extra")
+    )
+    wrong = _odd_sizes(texts, width, height) | constants_in(texts)
     places = records.base + records.starts[number]
-    unsized = _odd_sizes(texts, _array(found, "width"), _array(found, "height"))
-    suspects = _suspects(id, no_integer, _array(found, "file_name"), {**constants, **unsized})
-    for i in np.flatnonzero(suspects):
-        reason = constants.get(int(i)) or unsized.get(int(i))
-        if no_integer[i] or id[int(i)].as_py() is None:
-            reason = "an image needs an integer 'id'"
-        elif not names[i]:
-            reason = "the key 'file_name' is missing"
-        elif reason is None:
-            try:
-                names[i] = safe_relative(names[i])
-            except DataError as e:
-                reason = e.reason
-        if reason:
-            bad[i] = True
-            item = names[i] or (f"image {id[int(i)]}" if id[int(i)].is_valid else None)
-            errors.append(DataError(reason, file=file, place=f"byte {places[i]}", item=item))
+    return _Parsed(id, names, width, height, attributes, extra.cast(pa.string()), places, wrong, errors)
+
+
+def _checked(found: _Parsed, file: str) -> tuple[pa.Table, list[DataError]]:
+    """The good images, and what is wrong with the others."""
+    id, errors = found.id, found.errors
+    bad = np.zeros(len(id), bool)
+    names = found.file_name
+    suspects = _suspects(id, names, found.wrong)
+    if len(suspects):
+        texts = names.to_pylist()
+        for i in suspects.tolist():
+            reason = found.wrong.get(i)
+            if not id[i].is_valid:
+                reason = "an image needs an integer 'id'"
+            elif not texts[i]:
+                reason = "the key 'file_name' is missing"
+            elif reason is None:
+                try:
+                    texts[i] = safe_relative(texts[i])
+                except DataError as e:
+                    reason = e.reason
+            if reason:
+                bad[i] = True
+                item = texts[i] or (f"image {id[i]}" if id[i].is_valid else None)
+                errors.append(DataError(reason, file=file, place=f"byte {found.places[i]}", item=item))
+        names = pa.array(texts, pa.string())
     in_file_order(errors)
-    attributes = pc.binary_join_element_wise('{"id":', id.cast(pa.string()), _array(found, "attributes"), "")
     table = pa.table(
         {
             "id": id,
-            "file_name": pa.array(names, pa.string()),
-            "width": found.column("width"),
-            "height": found.column("height"),
-            "attributes": attributes,
-            "extra": found.column("extra").cast(pa.string()),
-            "place": places,
+            "file_name": names,
+            "width": found.width,
+            "height": found.height,
+            "attributes": pc.binary_join_element_wise('{"id":', id.cast(pa.string()), found.attributes, ""),
+            "extra": found.extra,
+            "place": found.places,
         }
     )
     return (table.filter(pa.array(~bad)) if bad.any() else table), errors
@@ -104,15 +171,12 @@ def _odd_sizes(texts: pa.Array, width: pa.Array, height: pa.Array) -> dict[int, 
     return found
 
 
-def _suspects(id: pa.Array, no_integer: Any, names: pa.Array, constants: dict[int, str]) -> Any:
+def _suspects(id: pa.Array, names: pa.Array, wrong: dict[int, str]) -> Ints:
     """The records that need a closer look: most don't."""
-    odd = pc.or_(
-        pc.fill_null(pc.match_substring_regex(names, r"^$|^[./\\]|\.\.|[\\:]|/\.?/|/$|\x00"), True),
-        id.is_null(),
-    )
-    out = no_integer | odd.to_numpy(zero_copy_only=False)
-    out[list(constants)] = True
-    return out
+    odd = pc.fill_null(pc.match_substring_regex(names, r"^$|^[./\\]|\.\.|[\\:]|/\.?/|/$|\x00"), True)
+    out = pc.or_(odd, id.is_null()).to_numpy(zero_copy_only=False)
+    out[list(wrong)] = True
+    return np.flatnonzero(out)
 
 
 def item_columns(images: pa.Table, base: str) -> dict[str, pa.Array]:

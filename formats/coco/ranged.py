@@ -34,9 +34,10 @@ from rayds.formats.coco.layout import SECTIONS, TASKS
 from rayds.formats.coco.merge import SOURCES, Grouping, ascending
 from rayds.formats.coco.order import Ids, Order, ids_of, order_between, order_of
 from rayds.formats.coco.panoptic import panoptic_rows
+from rayds.formats.coco.plain import annotations_of
 from rayds.formats.coco.ranged_ids import find_repeated
 from rayds.formats.coco.ranged_images import Images, MarkedFile, number_images
-from rayds.formats.coco.rows import MARKED, NO_ID, Rows, annotations_of
+from rayds.formats.coco.rows import MARKED, NO_ID, Rows
 from rayds.schema import ANNOTATION_TYPE, empty_table
 
 ONLY_IMAGES = 16  # blocks of images without annotations that one task reads

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from rayds import sql
 from rayds.errors import DataError
 from rayds.format import ReadContext, Restart, Shard
+from rayds.formats import _compiled
 from rayds.formats._records import WINDOW, Records, RecordScanner
 from rayds.formats.coco.images import images_of, item_columns
 from rayds.formats.coco.items import (
@@ -33,7 +34,8 @@ from rayds.formats.coco.items import (
 )
 from rayds.formats.coco.layout import SECTIONS, TASKS, image_folder
 from rayds.formats.coco.merge import Grouping
-from rayds.formats.coco.rows import MARKED, NO_ID, Rows, annotations_of
+from rayds.formats.coco.plain import annotations_of
+from rayds.formats.coco.rows import MARKED, NO_ID, Rows
 from rayds.parallel import ordered_map
 from rayds.storage import Storage
 
@@ -70,7 +72,7 @@ class SubsetReader:
 
     def read(self) -> Iterator[pa.Table]:
         """The item tables of the subset, in the order of its images."""
-        if (self.shard.size or 0) > WINDOW:  # the rest is there at once
+        if _compiled.jsonscan is None and (self.shard.size or 0) > WINDOW:  # the rest is there at once
             sql.begin()
         reported = len(self.ctx.errors)
         with tempfile.TemporaryDirectory(prefix="rayds-") as folder:

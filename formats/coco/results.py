@@ -24,9 +24,10 @@ from rayds.formats.coco.checks import broken
 from rayds.formats.coco.images import images_of
 from rayds.formats.coco.layout import SECTIONS, TASKS
 from rayds.formats.coco.merge import Grouping
+from rayds.formats.coco.plain import annotations_of
 from rayds.formats.coco.read import SubsetReader
 from rayds.formats.coco.records import extra_members, lead_texts, split_attributes
-from rayds.formats.coco.rows import Rows, annotations_of
+from rayds.formats.coco.rows import Rows
 from rayds.formats.coco.tasks import SHAPES, kinds_of
 from rayds.formats.coco.write import (
     FRAGMENTS,

@@ -62,6 +62,11 @@ _CROWD |= {f'"{k}"': v for k, v in _CROWD.items()}
 MARKED = ("stuff", "panoptic", "person_keypoints")
 
 
+def groups_of(ids: Ints) -> Ints:
+    """The group of the rows of annotations with these ids."""
+    return np.where(ids > 0, ids, ZERO_GROUP - ids)
+
+
 @dataclass
 class Rows:
     """Annotation rows of some records.
@@ -78,17 +83,17 @@ class Rows:
     errors: list[DataError] = field(default_factory=list)
 
 
-def annotations_of(
+def parsed_rows(
     records: Records,
     file: str,
     category_labels: dict[int, int],
     mark: str | None,
-    first: int,
+    numbers: Ints,
     exclude: frozenset[int] = frozenset(),
 ) -> Rows:
     """The annotation rows of some records of a file; exclude: places of records to leave out.
 
-    mark: the task, where it is to be remembered; first: the number from which annotations without an id are counted.
+    mark: the task, where it is to be remembered; numbers: of the records, to count those without an id by.
     """
     errors: list[DataError] = []
     texts, number = records.texts(), np.arange(len(records))
@@ -101,7 +106,7 @@ def annotations_of(
     parser = _Parser(table.combine_chunks(), texts, number, records, file, mark, errors)
     if exclude:
         parser.keep &= ~np.isin(parser.places, sorted(exclude))
-    made = parser.rows(category_labels, first)
+    made = parser.rows(category_labels, numbers[parser.number])
     in_file_order(errors)
     return made
 
@@ -166,7 +171,7 @@ class _Parser:
                 count += 2 * there if name == "caption" else there
         return count
 
-    def rows(self, category_labels: dict[int, int], first: int) -> Rows:
+    def rows(self, category_labels: dict[int, int], numbers: Ints) -> Rows:
         for k, wrong in self.wrong.items():
             if wrong.any():
                 self.bad(wrong, lambda i, k=k: f"{k!r} is not an integer: {self._raw(i, k)}")  # type: ignore[misc]
@@ -179,7 +184,7 @@ class _Parser:
         label = self._labels(category_labels)
         shapes, boxes = self._shapes()
         keypoints, visibility = self._keypoints()
-        return self._lay_out(label, shapes, boxes, keypoints, visibility, first)
+        return self._lay_out(label, shapes, boxes, keypoints, visibility, numbers)
 
     def _irregular(self, rows: Ints) -> None:
         """Records with other keys, or with values that are not of the expected type."""
@@ -423,7 +428,7 @@ class _Parser:
         has_box: Bools,
         keypoints: pa.ListArray | None,
         visibility: pa.ListArray | None,
-        first: int,
+        numbers: Ints,
     ) -> Rows:
         """One row for each box, polygon, mask, set of key points, caption; a label where there is none of them."""
         if not len(self.texts):
@@ -438,8 +443,8 @@ class _Parser:
         leads = np.zeros(len(owner), bool)
         leads[(np.cumsum(per) - per)[per > 0]] = True
         missing = self.column("id").is_null().to_numpy(zero_copy_only=False)
-        ids = np.where(missing, NO_ID - first - self.number, self.numpy("id", 0))
-        group = np.where(missing | (ids > 0), ids, ZERO_GROUP - ids)
+        ids = np.where(missing, NO_ID - numbers, self.numpy("id", 0))
+        group = np.where(missing, ids, groups_of(ids))
         ungrouped = np.isin(types, [int(T.caption), int(T.label)])
         taken = pa.array(owner)
         columns: dict[str, Any] = {

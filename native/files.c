@@ -14,7 +14,9 @@ typedef struct {
 
 /* Write one file whole. Returns 0, with errno, when that fails. */
 static int write_file(int folder, const char *name, const char *data, Py_ssize_t left, int mode) {
-    int file = openat(folder, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    int file;
+    do file = openat(folder, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    while (file < 0 && errno == EINTR);
     if (file < 0) return 0;
     while (left > 0) {
         ssize_t written = write(file, data, (size_t)left);
@@ -28,7 +30,7 @@ static int write_file(int folder, const char *name, const char *data, Py_ssize_t
         data += written;
         left -= written;
     }
-    return close(file) == 0;
+    return close(file) == 0 || errno == EINTR; /* then it is closed all the same */
 }
 
 /* Take name and data of a pair; 0, with an exception, when it is none. */

@@ -61,7 +61,7 @@ class _Parsed:
 
 def _plain_images(records: Records) -> _Parsed | None:
     """Records that are plain, all of them, by the compiled scanner; else None."""
-    if _compiled.jsonscan is None or not len(records):
+    if not len(records) or not _compiled.takes(records.data):
         return None
     found = _compiled.jsonscan.images(records.data, records.starts, records.ends)
     if found is None:

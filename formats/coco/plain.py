@@ -36,8 +36,8 @@ def annotations_of(
     mark: the task, where it is to be remembered; first: the number from which annotations without an id are counted.
     """
     numbers = first + np.arange(len(records))
-    compiled = _compiled.jsonscan is not None and len(records) > 0
-    found = _Plain(records, category_labels, exclude) if compiled else None
+    takes = len(records) > 0 and _compiled.takes(records.data)
+    found = _Plain(records, category_labels, exclude) if takes else None
     if found is None or 2 * len(found.rest) > len(records):
         return parsed_rows(records, file, category_labels, mark, numbers, exclude)
     rows = found.rows(mark)

@@ -64,7 +64,8 @@ class _Plain:
 
     def has(self, flag: int) -> Bools:
         """Which records have a flag."""
-        return (self.flags & flag) != 0
+        found: Bools = (self.flags & flag) != 0
+        return found
 
     def rows(self, mark: str | None) -> Rows:
         """The rows of the plain records."""

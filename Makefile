@@ -7,6 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 TYPECHECK := build/typecheck
+INCLUDE := import sysconfig; print(sysconfig.get_path('include'))
 
 .PHONY: help env demo test test-fast test-torch lint format bench wheel clean
 
@@ -17,10 +18,12 @@ env: $(STAMP) ## create or update .venv
 
 # Compiled here, as images and CI often have PYTHONDONTWRITEBYTECODE set: then every start of the command would compile
 # all modules anew, which takes a third of its time.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard native/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m compileall -q rayds formats ops launchers
+	@$(BIN)/python -c 'import rayds._files, rayds.formats._jsonscan' 2>/dev/null || \
+	  echo 'note: the compiled parts could not be built (a C compiler and Python.h are needed); rayds works without, slower'
 	@touch $@
 
 demo: $(STAMP) ## run the demonstration
@@ -46,7 +49,8 @@ test-torch: $(STAMP) ## install torch, and run the tests that need it (skipped w
 lint: $(STAMP) ## check style, formatting, the wheel's contents and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@rm -rf build/lib build/bdist.* build/wheel $(TYPECHECK)
+	$(CC) -std=c11 -Wall -Wextra -Werror -fsyntax-only -I"$$($(BIN)/python -c "$(INCLUDE)")" native/*.c
+	@rm -rf build/lib* build/bdist.* build/temp.* build/wheel $(TYPECHECK)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
 	@$(BIN)/python -m zipfile -e build/wheel/rayds-*.whl $(TYPECHECK)
 	@diff <(find rayds formats ops launchers -name '*.py' -o -name py.typed | sed 's,^rayds/,,' | sort) \
@@ -62,9 +66,10 @@ format: $(STAMP) ## fix style and formatting
 bench: $(STAMP) ## run the benchmarks
 	$(BIN)/python benchmarks/run.py
 
+# Without the compiled parts, as the nodes may be of another kind than this machine.
 wheel: $(STAMP) ## build dist/rayds-*.whl, which cluster.yaml installs
-	@rm -rf build/lib build/bdist.* dist
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	@rm -rf build/lib* build/bdist.* build/temp.* dist
+	RAYDS_PURE_PYTHON=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 
 clean: ## remove builds, caches and outputs; the environment stays
 	rm -rf build dist *.egg-info demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -49,3 +49,17 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
         return
     yield Storage(f"memory://{tmp_path.name}/data")
     fsspec.filesystem("memory").rm("/", recursive=True)
+
+
+@pytest.fixture(scope="module", params=["compiled", "Python"])
+def reading_by(request: pytest.FixtureRequest) -> Iterator[None]:
+    """JSON read with the compiled scanner, and without: by tests that ask for it (of a module: hypothesis wants no narrower one)."""
+    from rayds.formats import _compiled
+
+    scanner = _compiled.jsonscan
+    if request.param == "Python":
+        _compiled.jsonscan = None
+    elif scanner is None:
+        pytest.skip("rayds was not compiled here")
+    yield
+    _compiled.jsonscan = scanner

@@ -7,8 +7,10 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rayds import copying
 from rayds.errors import DataError, OutputExistsError, StorageError
 from rayds.storage import Storage, check_output, is_url, read_url, safe_output, safe_relative
 
@@ -111,6 +113,52 @@ def test_file_urls_are_local(tmp_path: Path) -> None:
 
 
 # reading and writing
+
+
+@pytest.fixture(params=["compiled", "Python"])
+def _written_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files written by the compiled part, and by Python."""
+    if request.param == "Python":
+        monkeypatch.setattr(copying, "_files", None)
+    elif copying._files is None:
+        pytest.skip("rayds was not compiled here")
+
+
+@pytest.mark.usefixtures("_written_by")
+def test_many_files_of_a_folder(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    wanted = {f"{i % 7}/{i}é.txt": bytes([i % 256]) * (i * 31) for i in range(300)} | {
+        "big": b"x" * (3 << 20)
+    }
+    storage.write_files("f", {name: b"old and longer" for name in wanted if name.startswith("3")})
+    storage.write_files("f", wanted)
+    assert {n: storage.read_bytes(f"f/{n}") for n in wanted} == wanted
+    storage.write_files("f", [("array", np.arange(4)), ("view", memoryview(b"0123")[1:3])])
+    assert storage.read_bytes("f/array") == np.arange(4).tobytes()
+    assert storage.read_bytes("f/view") == b"12"
+    assert os.stat(tmp_path / "f/view").st_mode & 0o777 == 0o644 & ~_umask()
+
+
+def _umask() -> int:
+    os.umask(now := os.umask(0))
+    return now
+
+
+@pytest.mark.usefixtures("_written_by")
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    (tmp_path / "f/folder").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"f/folder: Is a directory"):
+        storage.write_files("f", [("before", b"1"), ("folder", b"2"), ("after", b"3")])
+    assert sorted(os.listdir(tmp_path / "f")) == ["before", "folder"]
+    if Path("/dev/full").exists():
+        (tmp_path / "f/full").symlink_to("/dev/full")
+        with pytest.raises(StorageError, match=r"f/full: No space left on device"):
+            storage.write_files("f", [("full", b"1")])
+    with pytest.raises(TypeError):
+        storage.write_files("f", [("text", "no bytes")])
+    with pytest.raises(ValueError, match="null"):
+        storage.write_files("f", [("a\0b", b"")])
 
 
 def test_write_and_read(storage: Storage) -> None:

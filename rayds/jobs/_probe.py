@@ -21,12 +21,12 @@ NAMES = 200  # entries of a folder that are compared
 
 
 def digest(roots: dict[str, str]) -> str:
-    """A hash of the Python and data files of packages, by the folder of each."""
+    """A hash of the Python and data files of packages, by the folder of each; compiled ones differ from platform to platform."""
     files: dict[str, str] = {}
     for name, root in roots.items():
         for folder, folders, names in os.walk(root):
             folders[:] = [f for f in folders if f != "__pycache__"]
-            for file in names:
+            for file in (n for n in names if not n.endswith((".so", ".pyd"))):
                 inner = os.path.join(name, os.path.relpath(os.path.join(folder, file), root))
                 files[inner.replace(os.sep, "/")] = os.path.join(folder, file)
     found = hashlib.sha1(usedforsecurity=False)

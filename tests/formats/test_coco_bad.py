@@ -16,6 +16,8 @@ from rayds.errors import DataError
 from rayds.item import DatasetItem
 from rayds.media import encode
 
+pytestmark = pytest.mark.usefixtures("reading_by")
+
 Json = dict[str, Any]
 GONE = object()
 

@@ -16,6 +16,8 @@ from rayds.item import DatasetItem
 from rayds.losses import summarize
 from rayds.media import encode
 
+pytestmark = pytest.mark.usefixtures("reading_by")
+
 Json = dict[str, Any]
 
 IMAGE: Json = {"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}

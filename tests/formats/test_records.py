@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from rayds.errors import DataError
 from rayds.formats._records import RecordScanner, read_tail
 
+pytestmark = pytest.mark.usefixtures("reading_by")
+
 WANTED = ("items", "images")
 MEAN = '{}[]",:\\ \n\té\0{"items":[{'
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

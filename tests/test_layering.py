@@ -25,6 +25,7 @@ BASE = (
     "rayds.parallel",
     "rayds.sql",
     "rayds.urls",
+    "rayds.compiled",
     "rayds.copying",
     "rayds.multipart",
     "rayds.remote",

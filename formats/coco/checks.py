@@ -109,7 +109,7 @@ def members_sql(keys: Sequence[str]) -> str:
     """SQL that gives some members of the JSON object j as text: '"k":v,"k2":v2', null when it has none of them."""
     names, paths = [], []
     for key in keys:
-        names.append(json.dumps(key).replace("'", "''"))
+        names.append(json.dumps(key, ensure_ascii=False).replace("'", "''"))
         # DuckDB's paths have no empty names; its pointers do.
         path = (
             "/"

@@ -114,6 +114,8 @@ IMAGE = {
     "license": numbers,
     "date": st.sampled_from(['"2026"', '""', "null", "true", "false", '"日本"']),
     "a": st.sampled_from(["0", "1.50", "2.5", "-7"]),
+    "é": st.just("1"),
+    "\x7f'": st.just("null"),
 }
 
 
@@ -121,7 +123,7 @@ IMAGE = {
 def objects(draw: Any, keys: dict[str, st.SearchStrategy[str]], needed: int, strange: bool) -> str:
     """The text of an object: plain, or with something odd."""
     names = list(keys)[:needed] + [k for k in list(keys)[needed:] if draw(st.booleans())]
-    members = [(json.dumps(k), draw(keys[k])) for k in draw(st.permutations(names))]
+    members = [(json.dumps(k, ensure_ascii=False), draw(keys[k])) for k in draw(st.permutations(names))]
     if strange:
         at = draw(st.integers(0, len(members) - 1))
         name, value = members[at]
@@ -133,7 +135,7 @@ def objects(draw: Any, keys: dict[str, st.SearchStrategy[str]], needed: int, str
                     ('"caption"', '"x"'),
                     ('"\\u0069d"', "7"),
                     (name, value + "]"),
-                    ("", value),
+                    ('""', value),
                 ]
             )
         )

@@ -292,14 +292,14 @@ class Storage:
             return
         self.makedirs(folder)
         base = self.path(folder)
-        for parent in {posixpath.dirname(name) for name, _ in pairs if "/" in name}:
-            os.makedirs(posixpath.join(base, parent), exist_ok=True)
         dir_fd = os.open(base, os.O_RDONLY)
         try:
+            for parent in {posixpath.dirname(name) for name, _ in pairs if "/" in name}:
+                os.makedirs(posixpath.join(base, parent), exist_ok=True)
             with _folder_lock(base):  # threads that create files in one folder only get in each other's way
                 write_files(dir_fd, pairs, 0o644)
         except OSError as e:
-            raise StorageError(f"{base}/{e.filename}: {e.strerror or e}") from e
+            raise StorageError(f"{posixpath.join(base, e.filename)}: {e.strerror or e}") from e
         finally:
             os.close(dir_fd)
 

@@ -151,6 +151,8 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"f/folder: Is a directory"):
         storage.write_files("f", [("before", b"1"), ("folder", b"2"), ("after", b"3")])
     assert sorted(os.listdir(tmp_path / "f")) == ["before", "folder"]
+    with pytest.raises(StorageError, match=r"/f/before: File exists"):
+        storage.write_files("f", [("before/x", b"1")])
     if Path("/dev/full").exists():
         (tmp_path / "f/full").symlink_to("/dev/full")
         with pytest.raises(StorageError, match=r"f/full: No space left on device"):

@@ -187,7 +187,10 @@ class TestPackage:
         from rayds.jobs import _probe, rayds_digest
 
         Package(tmp_path / "job").add_rayds()
+        (tmp_path / "job/rayds/_files.cpython-399-darwin.so").write_bytes(b"of another platform")
         assert _probe.digest({"rayds": str(tmp_path / "job" / "rayds")}) == rayds_digest()
+        (tmp_path / "job/rayds/item.py").write_text("")
+        assert _probe.digest({"rayds": str(tmp_path / "job" / "rayds")}) != rayds_digest()
 
     def test_local_plugins_go_along(self, tmp_path, monkeypatch):
         plugin = Path(__file__).parents[1] / "cli" / "plugin"

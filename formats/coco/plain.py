@@ -6,13 +6,12 @@ What comes out is the same, whoever reads a record: the scanner leaves all that 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds.formats import _compiled
 from rayds.formats._records import Records
-from rayds.formats.coco.rows import Bools, Ints, Rows, groups_of, parsed_rows
+from rayds.formats.coco.rows import Bools, Ints, Rows, groups_of, labels_of, parsed_rows
 from rayds.schema import AnnotationType as T
 from rayds.schema import annotation_rows
 from rayds.sql import query
@@ -57,7 +56,7 @@ class _Plain:
         self.shapes = np.frombuffer(found[2], np.int32)
         self.buffers = found[3:]
         self.places: Ints = records.base + records.starts
-        self.label, known = _labels(categories, category_labels)
+        self.label, known = labels_of(categories, category_labels)
         right = self.has(_PLAIN) & known
         self.rest: Ints = np.flatnonzero(~right)
         self.keep = right & ~np.isin(self.places, sorted(exclude)) if exclude else right
@@ -74,8 +73,8 @@ class _Plain:
         leads = self.shapes[:-1][counts > 0]
         types = np.full(len(owner), T.polygon, np.int8)
         types[leads] = T.bbox
-        lead_only = np.ones(len(owner), bool)
-        lead_only[leads] = False
+        behind = np.ones(len(owner), bool)
+        behind[leads] = False
         group = groups_of(self.ids)
         crowd = np.where(self.has(_HAS_CROWD), 1 + self.has(_IS_CROWD), 0)
         rows = annotation_rows(
@@ -86,7 +85,7 @@ class _Plain:
             label=self.label[owner],
             points=self._points(len(owner)),
             attributes=_CROWD.take(pa.array(crowd[owner])),
-            extra=self._extra(mark).take(pa.array(owner, mask=lead_only)),
+            extra=self._extra(mark).take(pa.array(owner, mask=behind)),
         )
         if not keep[owner].all():
             rows, owner = rows.filter(pa.array(keep[owner])), owner[keep[owner]]
@@ -115,15 +114,6 @@ class _Plain:
         if told.all():
             return extra
         return pc.if_else(pa.array(told), extra, '{"coco":{' + task + "}}" if task else None)
-
-
-def _labels(categories: Ints, category_labels: dict[int, int]) -> tuple[npt.NDArray[np.int32], Bools]:
-    """(the label of each category id, whether there is one)."""
-    ids = np.array(sorted(category_labels), np.int64)
-    if not len(ids):
-        return np.zeros(len(categories), np.int32), np.zeros(len(categories), bool)
-    at = np.minimum(np.searchsorted(ids, categories), len(ids) - 1)
-    return np.array([category_labels[int(k)] for k in ids], np.int32)[at], ids[at] == categories
 
 
 def _merged(one: Rows, other: Rows) -> Rows:

@@ -67,6 +67,15 @@ def groups_of(ids: Ints) -> Ints:
     return np.where(ids > 0, ids, ZERO_GROUP - ids)
 
 
+def labels_of(categories: Ints, category_labels: dict[int, int]) -> tuple[npt.NDArray[np.int32], Bools]:
+    """(the label of each category id, whether there is one)."""
+    ids = np.array(sorted(category_labels), np.int64)
+    if not len(ids):
+        return np.zeros(len(categories), np.int32), np.zeros(len(categories), bool)
+    at = np.minimum(np.searchsorted(ids, categories), len(ids) - 1)
+    return np.array([category_labels[int(k)] for k in ids], np.int32)[at], ids[at] == categories
+
+
 @dataclass
 class Rows:
     """Annotation rows of some records.
@@ -270,16 +279,14 @@ class _Parser:
             self._check_category_key(ids)
         if ids.null_count == len(ids):
             return pa.nulls(len(ids), pa.int32())
-        known = np.array(sorted(category_labels), np.int64)
-        if not len(known):
+        if not category_labels:
             self.bad(
                 ids.is_valid(), lambda i: f"the category id {ids[i]} is unknown: the file lists no categories"
             )
             return pa.nulls(len(ids), pa.int32())
-        values = self.numpy("category_id", int(known[0]))
-        at = np.minimum(np.searchsorted(known, values), len(known) - 1)
-        self.bad(known[at] != values, lambda i: f"the category id {values[i]} is unknown")
-        labels = np.array([category_labels[int(k)] for k in known], np.int32)[at]
+        values = self.numpy("category_id", next(iter(category_labels)))
+        labels, known = labels_of(values, category_labels)
+        self.bad(~known, lambda i: f"the category id {values[i]} is unknown")
         return pa.array(labels, mask=ids.is_null().to_numpy(zero_copy_only=False))
 
     def _check_category_key(self, ids: pa.Array) -> None:

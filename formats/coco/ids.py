@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayds.format import WriteContext
 from rayds.schema import AnnotationType, flat, single_chunk
@@ -77,9 +78,18 @@ def image_ids(block: pa.Table) -> pa.Array:
     column = single_chunk(block, "attributes")
     if column.null_count == len(column):
         return pa.nulls(len(column), pa.int64())
+    if is_only_id(column).all():
+        return pc.utf8_slice_codeunits(column, len('{"id":'), -1).cast(pa.int64())
     sql = "SELECT TRY_CAST(json_extract_string(a, '$.id') AS BIGINT) AS id FROM t"
     found = query(sql, t=pa.table({"a": column})).column("id").combine_chunks()
     return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found
+
+
+def is_only_id(attributes: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which attributes of items are nothing but an integer `id`, written as rayds writes it; null counts as that."""
+    found = pc.fill_null(pc.match_substring_regex(attributes, r'^\{"id":-?[0-9]{1,18}\}$'), True)
+    plain: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
+    return plain
 
 
 def survey(fmt: Any, block: pa.Table, ctx: WriteContext) -> Survey:

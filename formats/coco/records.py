@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayds import geometry
+from rayds.formats.coco.ids import is_only_id
 from rayds.formats.coco.rows import ZERO_GROUP
 from rayds.losses import instance_keys
 from rayds.schema import AnnotationType as T
 from rayds.schema import Flat, list_of
-from rayds.sql import query
+from rayds.sql import query, text_column
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -238,7 +239,8 @@ def split_attributes(attributes: pa.Array, allow: bool) -> pa.Table:
     return table.take(encoded.indices)
 
 
-_HEAD = '{"coco":{"area":'
+_OWN = '{"coco":{'
+_HEAD = _OWN + '"area":'
 
 
 def extra_members(extra: pa.Array) -> pa.Table:
@@ -259,7 +261,7 @@ def extra_members(extra: pa.Array) -> pa.Table:
             "visibility": pa.nulls(n, pa.string()),
             "area": simple,
             "keypoints": false,
-            "members": pc.utf8_slice_codeunits(extra, len('{"coco":{'), -2),
+            "members": pc.utf8_slice_codeunits(extra, len(_OWN), -2),
         }
     )
 
@@ -279,3 +281,28 @@ def _parsed_members(extra: pa.Array) -> pa.Table:
                                            THEN substr(x, 9, length(x) - 9)
                                            ELSE json_extract(x, '$.coco')::VARCHAR END AS e FROM t)))"""
     return query(sql, t=pa.table({"x": extra}))
+
+
+def own_members(extra: pa.Array) -> pa.Array:
+    """The members of COCO's own extra, as text without braces; null where there are none."""
+    simple = pc.starts_with(extra, _OWN)
+    simple = pc.and_(simple, pc.invert(pc.match_substring(extra, '},"')))
+    if pc.all(pc.fill_null(simple, True)).as_py():
+        members = pc.utf8_slice_codeunits(extra, len(_OWN), -2)
+    else:
+        sql = """SELECT substr(e, 2, length(e) - 2) AS text
+                 FROM (SELECT json_extract(x, '$.coco')::VARCHAR AS e FROM t)"""
+        members = text_column(query(sql, t=pa.table({"x": extra})))
+    return pc.if_else(pc.equal(members, ""), None, members)
+
+
+def other_attributes(attributes: pa.Array) -> pa.Array:
+    """The attributes of images but for `id`, as JSON objects; null where there are none."""
+    rows = np.flatnonzero(~is_only_id(attributes))
+    if not len(rows):
+        return pa.nulls(len(attributes), pa.string())
+    sql = """SELECT CASE WHEN NOT json_keys(a) <@ ['id'] THEN json_merge_patch(a, '{"id":null}')::VARCHAR END AS text FROM t"""
+    found = text_column(query(sql, t=pa.table({"a": attributes.take(pa.array(rows))})))
+    index = np.full(len(attributes), -1)
+    index[rows] = np.arange(len(rows))
+    return found.take(pa.array(index, mask=index < 0))

@@ -40,9 +40,10 @@ from rayds.formats.coco.write import (
     shape_columns,
     share_block,
 )
+from rayds.json_text import integer_texts, joined, member, string_texts
 from rayds.listing import Listing
 from rayds.schema import DEFAULT_SUBSET, AnnotationType
-from rayds.sql import query, text_column
+from rayds.sql import query
 from rayds.storage import Storage
 
 # In each subset one file a task is read, so that the names that COCO's tools give stand for tasks too.
@@ -196,47 +197,37 @@ def _texts(shared: Block, records: npt.NDArray[np.int64], task: str, ctx: WriteC
     texts, members = lead_texts(found)
     extra = extra_members(members)
     attributes = split_attributes(texts, bool(ctx.options.allow_attributes))
-    columns: dict[str, Any] = {
-        "image": shared.image[item],
-        "category": pa.array(categories[label], mask=label < 0),
-        "members": extra.column("members"),
-        "rest": attributes.column("rest"),
-        "score": attributes.column("score"),
-    }
-    parts = ["'{\"image_id\":', image", "',\"category_id\":' || category"]
+    category = pa.array(categories[label], mask=label < 0).cast(pa.string())
+    score, rest = (attributes.column(name).combine_chunks() for name in ("score", "rest"))
+    parts = ['{"image_id":', integer_texts(shared.image[item]), member(',"category_id":', category)]
     if task == "captions":
         rows = pa.array(np.flatnonzero(found.view.type == AnnotationType.caption))
-        columns["caption"] = found.view.column("text").take(rows)
-        parts.append("',\"caption\":', to_json(coalesce(caption, ''))")
+        caption = found.view.column("text").take(rows)
+        parts += [',"caption":', string_texts(pc.fill_null(caption, ""))]
     elif task != "labels":
         has = kinds_of(found)
-        columns |= shape_columns(shared, found, item, extra, attributes, ctx)
-        columns |= {"boxed": has[SHAPES[0]], "drawn": has[SHAPES[1]] | has[SHAPES[2]]}
-        parts.append("CASE WHEN boxed THEN ',\"bbox\":[' || bbox END")
-        parts.append("CASE WHEN drawn THEN ',\"segmentation\":' || coalesce(rle, '[' || seg) END")
-        parts.append("CASE WHEN crowd THEN ',\"iscrowd\":1' END")
+        shapes = shape_columns(shared, found, item, extra, attributes, ctx)
+        boxed, drawn = pa.array(has[SHAPES[0]]), pa.array(has[SHAPES[1]] | has[SHAPES[2]])
+        parts.append(pc.if_else(boxed, member(',"bbox":[', shapes["bbox"]), None))
+        parts.append(pc.if_else(drawn, member(',"segmentation":', shapes["segmentation"]), None))
+        parts.append(pc.if_else(shapes["crowd"], ',"iscrowd":1', None))
         if task == "person_keypoints":
-            columns |= keypoint_columns(found, extra)
-            parts.append("',\"keypoints\":[' || points")
-    # Evaluation needs the score of a detection; the truth's is 1.
-    parts.append(
-        "',\"score\":' || score"
-        if task in ("captions", "labels")
-        else "',\"score\":' || coalesce(score, '1.0')"
-    )
-    parts += ["',\"attributes\":' || rest", "',' || members", f"'}}{SEPARATOR.decode()}'"]
-    return text_column(query(f"SELECT concat({', '.join(parts)}) AS text FROM t", t=pa.table(columns)))
+            parts.append(member(',"keypoints":[', keypoint_columns(found, extra)["points"]))
+        score = pc.fill_null(score, "1.0")  # evaluation needs the score of a detection; the truth's is 1
+    parts += [member(',"score":', score), member(',"attributes":', rest)]
+    parts += [member(",", extra.column("members").combine_chunks()), f"}}{SEPARATOR.decode()}"]
+    return joined(parts)
 
 
 def finish_results(fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: WriteContext) -> None:
     """Join the fragments into <task>_<subset>_results.json."""
-    joined: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for fragment in fragments:
         for subset, tasks in fragment.items():
-            own = joined.setdefault(subset, {})
+            own = found.setdefault(subset, {})
             for task, files in tasks.items():
                 own.setdefault(task, []).extend(files)
-    for subset, tasks in joined.items():
+    for subset, tasks in found.items():
         for task in [t for t in _WRITTEN if t in tasks] or ["instances"]:
             parts: list[bytes | str] = [b"[\n", *join_files(tasks.get(task, [])), b"\n]\n"]
             ctx.out.concatenate(parts, f"{task}_{subset}_results.json", used_up=True)

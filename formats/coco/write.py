@@ -1,4 +1,4 @@
-"""Writing COCO: records of a block printed by DuckDB into fragment files, joined in the end."""
+"""Writing COCO: records of a block printed as columns into fragment files, joined in the end."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ from rayds.formats.coco.records import (
     identified,
     lead_texts,
     mask_rles,
+    other_attributes,
+    own_members,
     polygon_lists,
     split_attributes,
 )
 from rayds.formats.coco.tasks import kinds_of, pick_tasks
 from rayds.item import dump_json
-from rayds.json_text import list_texts
+from rayds.json_text import integer_texts, joined, list_texts, member, string_texts
 from rayds.schema import AnnotationType as T
 from rayds.schema import Flat, flat, media_field, single_chunk
 from rayds.sql import joined_bytes, query, text_column
@@ -168,25 +170,14 @@ def _image_texts(
     ctx: WriteContext,
 ) -> pa.Array:
     rows = pa.array(items)
-    attributes = single_chunk(block, "attributes").take(rows)
-    table = pa.table(
-        {
-            "id": image[items],
-            "file_name": names.take(rows),
-            "width": media_field(block, "width").take(rows),
-            "height": media_field(block, "height").take(rows),
-            "a": attributes if ctx.options.allow_attributes else pa.nulls(len(items), pa.string()),
-            "x": single_chunk(block, "extra").take(rows),
-        }
-    )
-    sql = f"""SELECT concat('{{"id":', id, ',"file_name":', to_json(file_name), ',"width":' || width,
-                ',"height":' || height,
-                CASE WHEN NOT keys <@ ['id'] THEN ',"attributes":' || json_merge_patch(a, '{{"id":null}}')::VARCHAR END,
-                CASE WHEN length(e) > 2 THEN ',' || substr(e, 2, length(e) - 2) END,
-                '}}{SEPARATOR.decode()}') AS text
-              FROM (SELECT *, CASE WHEN a IS NOT NULL THEN json_keys(a) END AS keys,
-                      json_extract(x, '$.coco')::VARCHAR AS e FROM t)"""
-    return text_column(query(sql, t=table))
+    width, height = (media_field(block, name).take(rows).cast(pa.string()) for name in ("width", "height"))
+    attributes = other_attributes(single_chunk(block, "attributes").take(rows))
+    parts = ['{"id":', integer_texts(image[items]), ',"file_name":', string_texts(names.take(rows))]
+    parts += [member(',"width":', width), member(',"height":', height)]
+    if ctx.options.allow_attributes:
+        parts.append(member(',"attributes":', attributes))
+    parts += [member(",", own_members(single_chunk(block, "extra").take(rows))), f"}}{SEPARATOR.decode()}"]
+    return joined(parts)
 
 
 def _tasks(fmt: Any, shared: Block, subset: str, ctx: WriteContext) -> dict[str, npt.NDArray[np.int64]]:
@@ -235,39 +226,33 @@ def _record_texts(shared: Block, records: npt.NDArray[np.int64], task: str, ctx:
     else:
         texts, extra = lead_texts(found)[0], shared.extra.take(pa.array(records))
     attributes = split_attributes(texts, bool(ctx.options.allow_attributes))
-    columns: dict[str, Any] = {
-        "id": shared.ids[records],
-        "image": shared.image[item],
-        "category": pa.array(categories[label], mask=label < 0),
-        "members": extra.column("members"),
-        "rest": attributes.column("rest"),
-        "score": attributes.column("score"),
-    }
-    parts = ["'{\"id\":', id, ',\"image_id\":', image"]
+    category = pa.array(categories[label], mask=label < 0).cast(pa.string())
+    parts = ['{"id":', integer_texts(shared.ids[records]), ',"image_id":', integer_texts(shared.image[item])]
     computed = []  # members that the source may have told: they stand where those stand
     if task in ("captions", "labels"):
-        parts.append("',\"category_id\":' || category")
+        parts.append(member(',"category_id":', category))
         if task == "captions":
-            columns["caption"] = found.view.column("text").take(pa.array(first_of(found, T.caption)))
-            parts.append("',\"caption\":', to_json(coalesce(caption, ''))")
-        columns["crowd"] = attributes.column("crowd")
-        parts.append("CASE WHEN crowd THEN ',\"iscrowd\":1' END")
+            caption = found.view.column("text").take(pa.array(first_of(found, T.caption)))
+            parts += [',"caption":', string_texts(pc.fill_null(caption, ""))]
+        parts.append(pc.if_else(attributes.column("crowd").combine_chunks(), ',"iscrowd":1', None))
     else:
-        columns |= shape_columns(shared, found, item, extra, attributes, ctx)
-        parts.append(
-            """',"category_id":', coalesce(category::VARCHAR, 'null'),
-               ',"segmentation":', coalesce(rle, '[' || seg), ',"bbox":[', bbox, ',"iscrowd":', coalesce(crowd, false)::INT"""
-        )
-        computed.append("CASE WHEN NOT told THEN ',\"area\":' || area END")
+        shapes = shape_columns(shared, found, item, extra, attributes, ctx)
+        parts += [
+            ',"category_id":',
+            pc.fill_null(category, "null"),
+            ',"segmentation":',
+            shapes["segmentation"],
+        ]
+        parts += [',"bbox":[', shapes["bbox"], ',"iscrowd":', pc.if_else(shapes["crowd"], "1", "0")]
+        computed.append(member(',"area":', shapes["area"]))
         if task == "person_keypoints":
-            columns |= keypoint_columns(found, extra)
-            parts.append("',\"keypoints\":[' || points")
-            computed.append(
-                "CASE WHEN points IS NOT NULL AND NOT counted THEN ',\"num_keypoints\":' || visible END"
-            )
-    parts += ["',\"score\":' || score", "',\"attributes\":' || rest", *computed]
-    parts += ["',' || members", f"'}}{SEPARATOR.decode()}'"]
-    return text_column(query(f"SELECT concat({', '.join(parts)}) AS text FROM t", t=pa.table(columns)))
+            points = keypoint_columns(found, extra)
+            parts.append(member(',"keypoints":[', points["points"]))
+            computed.append(member(',"num_keypoints":', points["visible"]))
+    score, rest = (attributes.column(name).combine_chunks() for name in ("score", "rest"))
+    parts += [member(',"score":', score), member(',"attributes":', rest), *computed]
+    parts += [member(",", extra.column("members").combine_chunks()), f"}}{SEPARATOR.decode()}"]
+    return joined(parts)
 
 
 def shape_columns(
@@ -277,9 +262,8 @@ def shape_columns(
     extra: pa.Table,
     attributes: pa.Table,
     ctx: WriteContext,
-) -> dict[str, Any]:
-    """bbox, seg (polygons) or rle, area and whether extra tells it, crowd; the first three as JSON texts, those of the lists
-    behind their brackets."""
+) -> dict[str, pa.Array]:
+    """JSON texts: bbox behind its bracket, segmentation, area where extra does not tell it (else null); and crowd."""
     polygons = polygon_lists(found)
     box = boxes(found)
     rles: list[dict[str, Any] | None] = [None] * len(found)
@@ -289,20 +273,18 @@ def shape_columns(
         from rayds.formats.coco.segments import choose
 
         rles, polygons = choose(found, polygons, masks, item, shared, ctx)
-    texts: pa.Array = pa.nulls(len(found), pa.string())
+    segmentation = member("[", list_texts(polygons))
     if special:
         listed = extra.column("listed").to_pylist()
-        texts = pa.array([_rle_text(r, k) for r, k in zip(rles, listed, strict=True)], pa.string())
+        texts = pa.array([_rleinteger_texts(r, k) for r, k in zip(rles, listed, strict=True)], pa.string())
+        segmentation = pc.coalesce(texts, segmentation)
     told = extra.column("area").combine_chunks()
-    area = areas(polygons, box, rles) if pc.all(told).as_py() is False else np.zeros(len(found))
-    return {
-        "bbox": list_texts(list_rows(box)),
-        "seg": list_texts(polygons),
-        "rle": texts,
-        "told": told,
-        "area": area,
-        "crowd": attributes.column("crowd"),
-    }
+    area = pa.nulls(len(found), pa.string())
+    if not pc.all(told).as_py():
+        numbers = pa.table({"area": areas(polygons, box, rles)})
+        area = pc.if_else(told, area, text_column(query("SELECT area::VARCHAR AS text FROM t", t=numbers)))
+    crowd = pc.fill_null(attributes.column("crowd").combine_chunks(), False)
+    return {"bbox": list_texts(list_rows(box)), "segmentation": segmentation, "area": area, "crowd": crowd}
 
 
 def list_rows(values: npt.NDArray[np.float64]) -> pa.ListArray:
@@ -311,16 +293,16 @@ def list_rows(values: npt.NDArray[np.float64]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * k), pa.array(values.ravel()))
 
 
-def _rle_text(rle: dict[str, Any] | None, listed: bool) -> str | None:
+def _rleinteger_texts(rle: dict[str, Any] | None, listed: bool) -> str | None:
     if rle is None:
         return None
     counts: Any = rle_runs(rle).tolist() if listed else rle["counts"]
     return json.dumps({"size": rle["size"], "counts": counts}, separators=(",", ":"))
 
 
-def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
-    """points: x, y, visibility triples (JSON behind the bracket) or null; visible: how many are not absent; counted: whether
-    extra tells that."""
+def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, pa.Array]:
+    """points: x, y, visibility triples (JSON behind the bracket); visible: how many are not absent, as text, where extra does not
+    tell that. Both are null where there are no points."""
     first = first_of(found, T.points)
     rows = pa.array(first, mask=first < 0)
     xy = found.view.column("points").take(rows)
@@ -340,23 +322,20 @@ def keypoint_columns(found: Grouped, extra: pa.Table) -> dict[str, Any]:
     triples = np.column_stack([flat_xy, third]).ravel()
     offsets = np.concatenate([[0], np.cumsum(lengths * 3)]).astype(np.int32)
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    return {
-        "points": list_texts(
-            pa.ListArray.from_arrays(pa.array(offsets), pa.array(triples), mask=pa.array(first < 0))
-        ),
-        "visible": np.bincount(owner[flat_seen > 0], minlength=len(lengths)),
-        "counted": extra.column("keypoints"),
-    }
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(triples), mask=pa.array(first < 0))
+    untold = pc.and_(pa.array(first >= 0), pc.invert(extra.column("keypoints").combine_chunks()))
+    visible = integer_texts(np.bincount(owner[flat_seen > 0], minlength=len(lengths)))
+    return {"points": list_texts(lists), "visible": pc.if_else(untold, visible, None)}
 
 
 def finish(fmt: Any, fragments: Sequence[dict[str, dict[str, list[str]]]], ctx: WriteContext) -> None:
     """Join the fragments of every subset and task into annotations/<task>_<subset>.json."""
-    joined: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for fragment in fragments:
         for subset, written in fragment.items():
             for task, names in written.items():
-                joined.setdefault(subset, {}).setdefault(task, []).extend(names)
-    for subset, files in joined.items():
+                found.setdefault(subset, {}).setdefault(task, []).extend(names)
+    for subset, files in found.items():
         named = tuple(ctx.options.tasks) or (fmt.tasks if len(fmt.tasks) == 1 else ())
         told = ctx.infos.get("coco", {}).get(subset, {})  # files that the source has are written though empty
         tasks = [t for t in fmt.tasks if t in named or (not named and (files.get(t) or t in told))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -127,5 +128,6 @@ def ordered_chain(
     finally:
         stop.set()
         for thread in threads:
-            if thread.is_alive():
+            # While Python ends, daemons stand still: to wait for one then is to wait forever (Python 3.13).
+            if thread.is_alive() and not sys.is_finalizing():
                 thread.join()

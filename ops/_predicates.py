@@ -98,7 +98,7 @@ class Context:
             raise NotCompilableError("the text of an element with children")
         if value.dtype == bool:
             return pa.array(np.where(value, "true", "false"), pa.string())
-        return pa.array([text_of(v) if np.isfinite(v) else _special(v) for v in value.tolist()], pa.string())
+        return pa.array([_computed_text(v) for v in value.tolist()], pa.string())
 
     # functions and operators
 
@@ -364,8 +364,14 @@ def _rounded(name: str, a: Any) -> Any:
     return {"floor": np.floor, "ceiling": np.ceil}[name](a) if name != "round" else np.floor(a + 0.5)
 
 
-def _special(value: float) -> str:
-    return "NaN" if np.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+def _computed_text(value: float) -> str:
+    """A number that was computed as text, where XPath's (15 digits, and its own rule for exponents) is ours."""
+    if not np.isfinite(value):
+        return "NaN" if np.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    size = abs(value)
+    if size >= 1e9 or 0 < size < 1e-4 or float(f"{value:.15g}") != value:
+        raise NotCompilableError("the text of a number with many digits")
+    return text_of(value)
 
 
 def _too_many() -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rayds as dm
@@ -329,12 +329,18 @@ items = st.lists(
 )
 
 
+# the numbers of its box have many digits
+TILTED = [([dm.Bbox(0, 0, 0, 0), dm.RotatedBbox(1.0, 0.0, 1.0, 1.0, 2.5)], None, {}, "train")]
+
 compiled: list[str] = []
 left_out: list[str] = []
 
 
 @settings(max_examples=300, deadline=None)
 @given(items, expressions)
+@example(TILTED, "/item/annotation[string-length(-bbox/x) = 18]")
+@example(TILTED, "/item/annotation[contains(string(bbox/x div 100000), 'e')]")
+@example(TILTED, "/item/annotation[string-length(bbox/w * 1000000000) > 12]")
 def test_columns_and_elements_give_the_same(made: Any, expression: str) -> None:
     dataset = [
         dm.DatasetItem(

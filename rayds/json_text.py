@@ -1,7 +1,7 @@
-"""JSON of strings and of lists of numbers, many at once.
+"""JSON of strings, integers, members and of lists of numbers, many at once.
 
 Nearly all coordinates of real datasets have at most two decimals and are below some thousands: their texts are looked up in a
-table, which is five times as fast as printing each. Other numbers are printed by DuckDB, as the table's are.
+table, which is five times as fast as printing each. Other numbers are printed by DuckDB.
 """
 
 from __future__ import annotations

@@ -171,11 +171,11 @@ def _image_texts(
 ) -> pa.Array:
     rows = pa.array(items)
     width, height = (media_field(block, name).take(rows).cast(pa.string()) for name in ("width", "height"))
-    attributes = other_attributes(single_chunk(block, "attributes").take(rows))
     parts = ['{"id":', integer_texts(image[items]), ',"file_name":', string_texts(names.take(rows))]
     parts += [member(',"width":', width), member(',"height":', height)]
     if ctx.options.allow_attributes:
-        parts.append(member(',"attributes":', attributes))
+        others = other_attributes(single_chunk(block, "attributes").take(rows))
+        parts.append(member(',"attributes":', others))
     parts += [member(",", own_members(single_chunk(block, "extra").take(rows))), f"}}{SEPARATOR.decode()}"]
     return joined(parts)
 
@@ -276,7 +276,7 @@ def shape_columns(
     segmentation = member("[", list_texts(polygons))
     if special:
         listed = extra.column("listed").to_pylist()
-        texts = pa.array([_rleinteger_texts(r, k) for r, k in zip(rles, listed, strict=True)], pa.string())
+        texts = pa.array([_rle_text(r, k) for r, k in zip(rles, listed, strict=True)], pa.string())
         segmentation = pc.coalesce(texts, segmentation)
     told = extra.column("area").combine_chunks()
     area = pa.nulls(len(found), pa.string())
@@ -293,7 +293,7 @@ def list_rows(values: npt.NDArray[np.float64]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * k), pa.array(values.ravel()))
 
 
-def _rleinteger_texts(rle: dict[str, Any] | None, listed: bool) -> str | None:
+def _rle_text(rle: dict[str, Any] | None, listed: bool) -> str | None:
     if rle is None:
         return None
     counts: Any = rle_runs(rle).tolist() if listed else rle["counts"]

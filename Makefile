@@ -42,7 +42,7 @@ TORCH_ARGS ?=
 test-torch: $(STAMP) ## install torch, and run the tests that need it (skipped without it)
 	$(BIN)/python -c 'import torch' 2>/dev/null || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) 'torch>=2.4,<3'
-	$(BIN)/python -m pytest -q tests/test_training.py
+	$(BIN)/python -m pytest -q tests/test_training_torch.py
 
 # Types are checked on the unpacked wheel, as mypy does not follow [tool.setuptools.package-dir] in a checkout;
 # it runs inside that folder, so that it sees neither the checkout nor the editable install.
